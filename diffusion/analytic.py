@@ -1,0 +1,62 @@
+"""Denoisers in closed form: the ground truth of the tests and the smallest priors."""
+
+import torch
+from torch import nn
+
+from diffusion.denoiser import broadcast_sigma
+
+
+class GaussianDenoiser(nn.Module):
+    r"""Prior :math:`N(\mu, \Sigma)`: :math:`D(z; \sigma) = \mu + \Sigma (\Sigma + \sigma^2 I)^{-1} (z - \mu)`.
+
+    Args:
+        mean: ``(C, H, W)``.
+        covariance: ``(n, n)`` over the flattened latent, ``n = C * H * W``, or a number (isotropic).
+    """
+
+    def __init__(self, mean: torch.Tensor, covariance: torch.Tensor | float) -> None:
+        super().__init__()
+        size = mean.numel()
+        full = torch.as_tensor(covariance, dtype=mean.dtype)
+        if full.ndim == 0:
+            values, vectors = full.expand(size), torch.eye(size, dtype=mean.dtype)
+        else:
+            values, vectors = torch.linalg.eigh(full)
+        self.register_buffer("mean", mean)
+        self.register_buffer("values", values.clone())
+        self.register_buffer("vectors", vectors)
+
+    def forward(self, z: torch.Tensor, sigma: torch.Tensor | float) -> torch.Tensor:
+        variance = broadcast_sigma(sigma, z.flatten(1)).square()
+        centred = (z - self.mean).flatten(1) @ self.vectors
+        shrunk = centred * (self.values / (self.values + variance))
+        return (shrunk @ self.vectors.T).reshape(z.shape) + self.mean
+
+
+class GaussianMixtureDenoiser(nn.Module):
+    r"""Prior :math:`\sum_k w_k N(\mu_k, s_k^2 I)`.
+
+    .. math:: D(z; \sigma) = \sum_k \pi_k(z) \left(\mu_k + \frac{s_k^2}{s_k^2 + \sigma^2} (z - \mu_k)\right), \quad
+        \pi_k \propto w_k N(z; \mu_k, (s_k^2 + \sigma^2) I)
+
+    Args:
+        weights: ``(K,)`` positive.
+        means: ``(K, C, H, W)``.
+        stds: ``(K,)`` standard deviations.
+    """
+
+    def __init__(self, weights: torch.Tensor, means: torch.Tensor, stds: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("log_weights", (weights / weights.sum()).log())
+        self.register_buffer("means", means)
+        self.register_buffer("variances", stds.square())
+
+    def forward(self, z: torch.Tensor, sigma: torch.Tensor | float) -> torch.Tensor:
+        sigma = torch.as_tensor(sigma, dtype=z.dtype, device=z.device).expand(len(z))
+        flat, means = z.flatten(1)[:, None], self.means.flatten(1)
+        total = self.variances + sigma[:, None].square()
+        offsets = flat - means
+        log_density = -0.5 * (offsets.square().sum(-1) / total + means.shape[1] * total.log())
+        responsibility = torch.softmax(self.log_weights + log_density, dim=1)
+        component = means + (self.variances / total)[..., None] * offsets
+        return (responsibility[..., None] * component).sum(1).reshape(z.shape)

@@ -1,0 +1,98 @@
+r"""Sigma paths: descending tensors of noise levels, ``(N + 1,)`` float64.
+
+Every schedule of this project (annealing, inner ODE) is such a tensor. All builders go from ``sigma_max`` to
+``sigma_min`` in ``num_steps`` intervals; ``end="zero"`` then replaces the last node by 0 (the denoiser is never called
+there), ``end="sigma_min"`` keeps it.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+
+ENDS = ("zero", "sigma_min")
+
+
+def _finish(sigmas: torch.Tensor, sigma_max: float, sigma_min: float, end: str) -> torch.Tensor:
+    if end not in ENDS:
+        raise ValueError(f"end={end!r}: allowed are {', '.join(ENDS)}")
+    sigmas = sigmas.clone()
+    sigmas[0], sigmas[-1] = sigma_max, 0.0 if end == "zero" else sigma_min
+    return sigmas
+
+
+def _positions(num_steps: int, sigma_max: float, sigma_min: float) -> torch.Tensor:
+    if num_steps < 1 or not 0 < sigma_min < sigma_max < math.inf:
+        raise ValueError(
+            f"a path needs num_steps >= 1 and 0 < sigma_min < sigma_max, got {num_steps}, {sigma_min}, {sigma_max}"
+        )
+    return torch.linspace(0, 1, num_steps + 1, dtype=torch.float64)
+
+
+def edm_path(num_steps: int, sigma_max: float, sigma_min: float, rho: float = 7.0, end: str = "zero") -> torch.Tensor:
+    r"""Polynomial spacing (Karras et al. 2022, eq. 5).
+
+    .. math:: \sigma_i = (\sigma_{max}^{1/\rho} + \tfrac{i}{N} (\sigma_{min}^{1/\rho} - \sigma_{max}^{1/\rho}))^\rho
+    """
+    r = _positions(num_steps, sigma_max, sigma_min)
+    high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+    return _finish((high + r * (low - high)) ** rho, sigma_max, sigma_min, end)
+
+
+def ve_path(num_steps: int, sigma_max: float, sigma_min: float, end: str = "zero") -> torch.Tensor:
+    r"""Geometric spacing of the VE schedule (Song et al. 2021).
+
+    .. math:: \sigma_i = \sigma_{max} (\sigma_{min} / \sigma_{max})^{i/N}
+    """
+    r = _positions(num_steps, sigma_max, sigma_min)
+    return _finish(sigma_max * (sigma_min / sigma_max) ** r, sigma_max, sigma_min, end)
+
+
+def vp_path(
+    num_steps: int,
+    sigma_max: float,
+    sigma_min: float,
+    beta_min: float = 0.1,
+    beta_max: float = 20.0,
+    power: int = 1,
+    end: str = "zero",
+) -> torch.Tensor:
+    r"""Uniform in the time of a variance-preserving diffusion with :math:`\beta(t) = (a t + b)^n`.
+
+    .. math:: \sigma(t)^2 = \exp\left(\int_0^t \beta\right) - 1, \qquad
+        \int_0^t \beta = \frac{(a t + b)^{n+1} - b^{n+1}}{a (n + 1)}
+
+    with :math:`b = \beta_{min}^{1/n}`, :math:`a = \beta_{max}^{1/n} - b`; ``power`` n = 1 is "linear", 2 is
+    "scaled linear".
+    """
+    r = _positions(num_steps, sigma_max, sigma_min)
+    n, b = power, beta_min ** (1 / power)
+    a = beta_max ** (1 / n) - b
+
+    def time(sigma: float) -> float:
+        return ((a * (n + 1) * math.log1p(sigma**2) + b ** (n + 1)) ** (1 / (n + 1)) - b) / a
+
+    t = time(sigma_max) + r * (time(sigma_min) - time(sigma_max))
+    integral = ((a * t + b) ** (n + 1) - b ** (n + 1)) / (a * (n + 1))
+    return _finish(torch.expm1(integral).sqrt(), sigma_max, sigma_min, end)
+
+
+def scaled_vp_path(num_steps: int, sigma_max: float, sigma_min: float, end: str = "zero") -> torch.Tensor:
+    """:func:`vp_path` with the scaled-linear betas of latent diffusion (0.0015 to 0.0195 in 1 000 steps)."""
+    return vp_path(num_steps, sigma_max, sigma_min, beta_min=1.5, beta_max=19.5, power=2, end=end)
+
+
+def cosine_path(num_steps: int, sigma_max: float, sigma_min: float, end: str = "zero") -> torch.Tensor:
+    r"""Uniform in the angle :math:`\arctan \sigma`, i.e. :math:`\bar\alpha = \cos^2` (Nichol and Dhariwal 2021)."""
+    r = _positions(num_steps, sigma_max, sigma_min)
+    high, low = math.atan(sigma_max), math.atan(sigma_min)
+    return _finish(torch.tan(high + r * (low - high)), sigma_max, sigma_min, end)
+
+
+PATHS: dict[str, Callable[..., torch.Tensor]] = {
+    "edm": edm_path,
+    "vp": vp_path,
+    "vp_scaled": scaled_vp_path,
+    "ve": ve_path,
+    "cosine": cosine_path,
+}

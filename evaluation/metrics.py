@@ -1,0 +1,99 @@
+"""Image quality against the truth: PSNR, SSIM and LPIPS, raw and aligned over an operator's symmetries.
+
+All metrics see images clipped to [0, 1] as floats, as DAPS evaluates (piq 0.8). LPIPS is piq's VGG16 variant with
+average pooling (``replace_pooling=True``), which is not the number of the ``lpips`` package.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import piq
+import torch
+
+from operators.operator import Symmetry
+
+LPIPS_VARIANT = "piq.LPIPS(replace_pooling=True)"
+LPIPS_FILES = ("vgg16-397923af.pth", "lpips_weights.pt")
+
+
+def to_unit_range(x: torch.Tensor) -> torch.Tensor:
+    """[-1, 1] -> [0, 1], clipped."""
+    return (x / 2 + 0.5).clamp(0, 1)
+
+
+def psnr_db(x: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    r""":math:`-10 \log_{10}(mse + 10^{-8})` on [0, 1], ``(B,)``; inputs ``(B, C, H, W)`` in [-1, 1]."""
+    mse = (to_unit_range(x) - to_unit_range(truth)).double().square().flatten(1).mean(1)
+    return -10 * torch.log10(mse + 1e-8)
+
+
+def ssim(x: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    """SSIM (Wang et al. 2004; 11x11 Gaussian of 1.5, per channel), ``(B,)``; a smaller window below 11 px."""
+    side = min(x.shape[-2:])
+    window = min(11, side - (side + 1) % 2)
+    return piq.ssim(to_unit_range(x), to_unit_range(truth), window, data_range=1.0, reduction="none").double()
+
+
+def lpips_files() -> list[Path]:
+    """The two weight files that LPIPS needs, where torch hub keeps them."""
+    return [Path(torch.hub.get_dir()) / "checkpoints" / name for name in LPIPS_FILES]
+
+
+def load_lpips(device: torch.device) -> piq.LPIPS | None:
+    """LPIPS if its weights are on this machine, else None; nothing is downloaded."""
+    if not all(path.is_file() for path in lpips_files()):
+        return None
+    return piq.LPIPS(replace_pooling=True, reduction="none").to(device)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Metrics of P images against one truth; every list has P entries.
+
+    Attributes:
+        raw: metric name -> values.
+        aligned: metric name -> values after the symmetry that gives the best PSNR.
+        by_symmetry: symmetry name -> metric name -> values.
+        best_symmetry: name of the symmetry that ``aligned`` uses, per image.
+    """
+
+    raw: dict[str, list[float]]
+    aligned: dict[str, list[float]]
+    by_symmetry: dict[str, dict[str, list[float]]]
+    best_symmetry: list[str]
+
+
+class Evaluator:
+    """Scores reconstructions.
+
+    Args:
+        symmetries: the operator's natural ambiguities, the identity first.
+        lpips: the LPIPS network, or None to leave LPIPS out.
+    """
+
+    def __init__(self, symmetries: Sequence[Symmetry], lpips: piq.LPIPS | None = None) -> None:
+        self.symmetries, self.lpips = tuple(symmetries), lpips
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The metrics that are computed."""
+        return ("psnr", "ssim") if self.lpips is None else ("psnr", "ssim", "lpips")
+
+    def __call__(self, x: torch.Tensor, truth: torch.Tensor) -> Scores:
+        """Score ``x`` ``(P, C, H, W)`` against ``truth`` ``(1, C, H, W)``; the alignment is chosen by PSNR."""
+        expanded = truth.expand_as(x)
+        by_symmetry = {s.name: self._all(s.apply(x), expanded) for s in self.symmetries}
+        names = list(by_symmetry)
+        psnrs = torch.tensor([by_symmetry[n]["psnr"] for n in names])
+        best = [names[i] for i in psnrs.argmax(0).tolist()]
+        aligned = {m: [by_symmetry[n][m][p] for p, n in enumerate(best)] for m in self.names}
+        return Scores(by_symmetry[names[0]], aligned, by_symmetry, best)
+
+    def _all(self, x: torch.Tensor, truth: torch.Tensor) -> dict[str, list[float]]:
+        values = {"psnr": psnr_db(x, truth), "ssim": ssim(x, truth)}
+        if self.lpips is not None:
+            with torch.no_grad():
+                three = (len(x), 3, *x.shape[-2:])  # grey images repeat their channel
+                values["lpips"] = self.lpips(*(to_unit_range(i).expand(three) for i in (x, truth))).flatten()
+        return {name: value.tolist() for name, value in values.items()}

@@ -1,0 +1,34 @@
+"""Which of an operator's ambiguous images does the prior find more plausible?"""
+
+import torch
+
+from priors.prior import Prior
+
+SIGMAS = (0.3, 0.5, 0.8, 1.2, 2.0)
+NUM_DRAWS = 4
+
+
+def plausibility_loss(prior: Prior, images: torch.Tensor, seed: int = 0) -> torch.Tensor:
+    r"""Denoising loss of encoded images, ``(B,)``; lower is more plausible.
+
+    .. math:: \sum_\sigma \frac{1}{\sigma^2} \frac1n \sum_{i=1}^n |D(z + \sigma \epsilon_i; \sigma) - z|^2,
+        \qquad z = E(x)
+
+    over :data:`SIGMAS` with :data:`NUM_DRAWS` draws, the same noise for every image, so that images of one call (and
+    of two calls with one seed) compare fairly. Divided by the number of latent elements.
+
+    Args:
+        prior: autoencoder and denoiser.
+        images: ``(B, C, H, W)`` in [-1, 1].
+        seed: of the common noise.
+    """
+    z = prior.encode(images)
+    generator = torch.Generator().manual_seed(seed)
+    total = z.new_zeros(len(z))
+    with torch.no_grad():
+        for sigma in SIGMAS:
+            for _ in range(NUM_DRAWS):
+                noise = torch.randn(z.shape[1:], generator=generator).to(z)
+                error = prior.denoiser(z + sigma * noise, sigma) - z
+                total += error.square().flatten(1).mean(1) / (sigma**2 * NUM_DRAWS)
+    return total

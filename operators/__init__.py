@@ -1,0 +1,1 @@
+"""Measurement operators, one file per physics."""

@@ -1,0 +1,74 @@
+"""What an operator is: a map from images to measurements, its noise and its exact ambiguities."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+Objective = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+"""``objective(x) -> (loss (B,), gradient of the loss like x)``."""
+
+
+class Symmetry(NamedTuple):
+    """A map ``g`` of images with ``A(g(x)) = A(x)``; every one here is its own inverse."""
+
+    name: str
+    apply: Callable[[torch.Tensor], torch.Tensor]
+
+
+class NoiseFloor(NamedTuple):
+    """The loss expected at the truth, given y, and its standard deviation; both ``(B,)``."""
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+
+IDENTITY = Symmetry("identity", lambda x: x)
+
+
+class Operator(ABC):
+    """``y = A(x) + noise_sigma * N(0, 1)`` on images ``(B, C, H, W)`` in [-1, 1]; immutable once built."""
+
+    name: str
+    noise_sigma: float
+
+    @abstractmethod
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """``A(x)``, one tensor expression for the whole batch, differentiable."""
+
+    @abstractmethod
+    def measurement_shape(self, image_shape: tuple[int, int, int]) -> tuple[int, ...]:
+        """Shape of the measurement of one image ``(C, H, W)``, without the batch axis."""
+
+    def measure(self, x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """``A(x)`` plus noise drawn from ``generator`` (a CPU generator, so that devices agree)."""
+        clean = self(x)
+        noise = torch.randn(clean.shape, generator=generator, dtype=clean.dtype)
+        return clean + self.noise_sigma * noise.to(clean.device)
+
+    def loss(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Sum of squared residuals over every entry of ``y``, ``(B,)``."""
+        return (self(x) - y).square().flatten(1).sum(1)
+
+    def objective(self, y: torch.Tensor) -> Objective:
+        """Loss and gradient as a function of ``x`` for fixed ``y``; what depends on ``y`` alone is done once."""
+
+        def evaluate(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            with torch.enable_grad():
+                leaf = x.detach().requires_grad_(True)
+                loss = self.loss(leaf, y)
+                (gradient,) = torch.autograd.grad(loss.sum(), leaf)
+            return loss.detach(), gradient
+
+        return evaluate
+
+    def noise_floor(self, y: torch.Tensor) -> NoiseFloor:
+        r""":math:`n \sigma^2 \pm \sigma^2 \sqrt{2 n}` with ``n`` entries of ``y``, where nothing better is known."""
+        entries = y[0].numel()
+        mean = y.new_full((len(y),), entries * self.noise_sigma**2)
+        return NoiseFloor(mean, mean * (2 / entries) ** 0.5)
+
+    def symmetries(self) -> tuple[Symmetry, ...]:
+        """The natural ambiguities, the identity first."""
+        return (IDENTITY,)

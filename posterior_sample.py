@@ -1,0 +1,96 @@
+"""Reconstruct images from measurements with a diffusion prior.
+
+Without arguments this is the demo: phase retrieval of a photograph and of synthetic cats on the embedded prior.
+
+    python posterior_sample.py                                        # the demo
+    python posterior_sample.py data=folder data.dir=MY_IMAGES name=mine sampler=latent_daps_hmc
+    python posterior_sample.py --help
+"""
+
+import hydra
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from evaluation.metrics import Evaluator, load_lpips
+from operators.operator import Operator
+from priors.prior import Prior, PriorError
+from runs.build import build_operator, build_prior, build_sampler_settings
+from runs.command_line import INTERRUPTED, fail, register, run
+from runs.console import results_table
+from runs.images import DataError, load_images, load_measurements
+from runs.reconstruct import Problem, Reconstructor
+from runs.record import RunFolder
+from runs.rng import measurement_generator
+from runs.settings import RunSettings, SettingsError, choose_device, validate
+
+PROGRAM = "posterior_sample.py"
+register("run_settings", RunSettings)
+
+
+def load_problems(settings: RunSettings, prior: Prior, operator: Operator, device: torch.device) -> list[Problem]:
+    """The measurements of this run: given ones, or simulated from images."""
+    data = settings.data
+    if data.measurement is not None:
+        y, ids = load_measurements(data.measurement, operator.measurement_shape(prior.image_shape))
+        given = zip(ids, y.to(device), strict=True)
+        return [Problem(i, f"measurement_{i:05d}", "measured", m[None], None) for i, m in given]
+    images = load_images(data.kind, data.dir, data.path, data.split, data.start_id, data.end_id, prior.image_shape)
+    problems = []
+    for x, image_id, name, origin in zip(images.pixels, images.ids, images.names, images.origins, strict=True):
+        truth = x[None]
+        y = operator.measure(truth, measurement_generator(settings.seed, image_id))
+        problems.append(Problem(image_id, name, origin, y.to(device), truth.to(device)))
+    return problems
+
+
+def sample(settings: RunSettings, config: dict) -> None:
+    """Run every image that is not finished yet, and print the table.
+
+    Raises:
+        SettingsError, DataError, PriorError: before any result is written.
+    """
+    validate(settings)
+    device = choose_device(settings)
+    folder = RunFolder(settings.save_dir, settings.name, config)
+    operator = build_operator(settings.task)
+    sampler_settings = build_sampler_settings(settings)
+    prior = build_prior(settings, device)
+    problems = load_problems(settings, prior, operator, device)
+    lpips = load_lpips(device)
+    if lpips is None:
+        print("LPIPS is left out: its weights are not on this machine (see README, LPIPS).")
+    folder.open()
+    particles = settings.particle_ids or list(range(settings.num_samples))
+    reconstructor = Reconstructor(
+        prior,
+        operator,
+        sampler_settings,
+        Evaluator(operator.symmetries(), lpips),
+        folder,
+        settings.seed,
+        list(particles),
+        settings.save_trajectory,
+    )
+    for problem in problems:
+        if folder.has(problem.image_id):
+            print(f"{problem.name}: finished before, skipped")
+        else:
+            reconstructor.run(problem)
+    metrics = folder.save_metrics()
+    print("\n" + results_table(metrics, {p.image_id: p.name for p in problems}))
+    print(f"\nresults in {folder.path}: metrics.json, sheets/, trajectory/, samples/, floats/")
+
+
+@hydra.main(version_base="1.3", config_path="configs", config_name="config")
+def main(config: DictConfig) -> None:
+    """Compose, check, run; errors end in one sentence and a non-zero status."""
+    try:
+        sample(OmegaConf.to_object(config), OmegaConf.to_container(config, resolve=True))
+    except (SettingsError, DataError, PriorError) as error:
+        fail(PROGRAM, str(error))
+    except KeyboardInterrupt:
+        fail(PROGRAM, "interrupted; finished images are kept, the same command goes on", INTERRUPTED)
+
+
+if __name__ == "__main__":
+    run(PROGRAM, "config", main)

@@ -1,0 +1,121 @@
+"""Priors trained by ``train_prior.py``: a folder with ``config.json`` and two safetensors files.
+
+``config.json`` holds the diffusers configurations of both networks, the latent statistics, the preconditioning and
+the figures of the model card. Weights are stored as float16 and computed with as float32.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, UNet2DModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from diffusion.denoiser import EDMDenoiser
+from priors.autoencoder import KLAutoencoder
+from priors.prior import Prior, PriorError
+
+CONFIG, AUTOENCODER, DENOISER = "config.json", "autoencoder.safetensors", "denoiser.safetensors"
+
+
+class UNetNetwork(nn.Module):
+    """A ``UNet2DModel`` as ``network(input, c_noise) -> tensor``."""
+
+    def __init__(self, unet: UNet2DModel) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(self, z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return self.unet(z, t).sample
+
+
+def save_embedded(folder: Path, autoencoder: KLAutoencoder, denoiser: EDMDenoiser, facts: dict[str, Any]) -> None:
+    """Write a prior as float16 safetensors and ``config.json``.
+
+    Args:
+        folder: created if absent.
+        autoencoder: trained autoencoder with its latent statistics.
+        denoiser: trained denoiser around a :class:`UNetNetwork`.
+        facts: further entries of ``config.json`` (name, resolution, figures).
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    config = facts | {
+        "patch": autoencoder.patch,
+        "latent_mean": autoencoder.mean.flatten().tolist(),
+        "latent_std": autoencoder.std.flatten().tolist(),
+        "sigma_data": denoiser.sigma_data,
+        "noise_scale": denoiser.noise_scale,
+        "autoencoder": public_config(autoencoder.network),
+        "denoiser": public_config(denoiser.network.unet),
+    }
+    save_file(_half(autoencoder.network), folder / AUTOENCODER)
+    save_file(_half(denoiser.network.unet), folder / DENOISER)
+    (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n")
+
+
+def load_embedded(folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Prior:
+    """Load a prior that :func:`save_embedded` wrote.
+
+    Raises:
+        PriorError: a file is missing, damaged, or does not fit the configuration.
+    """
+    config = read_config(folder)
+    autoencoder = KLAutoencoder(
+        _load_network(AutoencoderKL, config["autoencoder"], folder / AUTOENCODER),
+        config["patch"],
+        torch.tensor(config["latent_mean"]),
+        torch.tensor(config["latent_std"]),
+    )
+    unet = _load_network(UNet2DModel, config["denoiser"], folder / DENOISER)
+    denoiser = EDMDenoiser(UNetNetwork(unet), config["sigma_data"], config["noise_scale"])
+    for module in (autoencoder, denoiser):
+        module.to(device, dtype).eval().requires_grad_(False)
+    side = config["autoencoder"]["sample_size"] * config["patch"]
+    channels = config["autoencoder"]["in_channels"] // config["patch"] ** 2
+    return Prior(
+        name=config["name"],
+        autoencoder=autoencoder,
+        denoiser=denoiser,
+        image_shape=(channels, side, side),
+        latent_shape=(unet.config.in_channels, unet.config.sample_size, unet.config.sample_size),
+        latent_std=config["sigma_data"],
+        misfit_excess={k: tuple(v) for k, v in config.get("misfit_excess", {}).items()},
+    )
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """``config.json`` of a prior's folder."""
+    path = folder / CONFIG
+    if not path.is_file():
+        raise PriorError(f"no prior in {folder}: {CONFIG} is missing (model.path names the folder of a trained prior)")
+    try:
+        return json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise PriorError(f"{path} is damaged: {error}") from error
+
+
+def public_config(network: nn.Module) -> dict[str, Any]:
+    """A diffusers configuration without its private entries."""
+    return {k: v for k, v in network.config.items() if not k.startswith("_")}
+
+
+def _half(network: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.half().contiguous() for name, value in network.state_dict().items()}
+
+
+def _load_network(kind: type[nn.Module], config: dict[str, Any], path: Path) -> nn.Module:
+    if not path.is_file():
+        raise PriorError(f"{path} is missing: restore it (git checkout) or export the prior again")
+    try:
+        weights = load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise PriorError(f"{path} is not a readable safetensors file (truncated download?): {error}") from error
+    network = kind(**config)
+    try:
+        network.load_state_dict({name: value.float() for name, value in weights.items()})
+    except RuntimeError as error:
+        raise PriorError(f"{path} does not fit {CONFIG}: {error}") from error
+    return network

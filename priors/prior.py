@@ -1,0 +1,90 @@
+"""A prior: an autoencoder, a denoiser of its latents and the facts a sampler needs."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from diffusion.denoiser import Denoiser
+from priors.autoencoder import Autoencoder
+
+Pullback = Callable[[torch.Tensor], torch.Tensor]
+
+
+class PriorError(ValueError):
+    """A prior cannot be loaded; the message says what is missing or wrong and what to do."""
+
+
+@dataclass(frozen=True)
+class Prior:
+    """What the sampler knows of a model.
+
+    Attributes:
+        name: for records.
+        autoencoder: between images in [-1, 1] and latents; the identity for pixel priors.
+        denoiser: ``D(z; sigma)`` in latent space.
+        image_shape: ``(C, H, W)`` of a decoded image.
+        latent_shape: ``(c, h, w)``.
+        latent_std: standard deviation of the latents.
+        misfit_excess: mean and spread over validation images of the loss above the noise floor that the best fit of
+            the decoder to the truth still has, per operator name; empty where it was not measured.
+        condition: what the denoiser was conditioned on, for records.
+    """
+
+    name: str
+    autoencoder: Autoencoder
+    denoiser: Denoiser
+    image_shape: tuple[int, int, int]
+    latent_shape: tuple[int, int, int]
+    latent_std: float = 1.0
+    misfit_excess: dict[str, tuple[float, float]] | None = None
+    condition: str | None = None
+
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        """``(B, C, H, W)`` in [-1, 1] -> ``(B, c, h, w)``, no gradient."""
+        with torch.no_grad():
+            return self.autoencoder.encode(x)
+
+    def decode(self, z: torch.Tensor) -> torch.Tensor:
+        """``(B, c, h, w)`` -> ``(B, C, H, W)`` nominally in [-1, 1], no gradient."""
+        with torch.no_grad():
+            return self.autoencoder.decode(z)
+
+    def decode_with_pullback(self, z: torch.Tensor) -> tuple[torch.Tensor, Pullback]:
+        """Decode, and get the map from a gradient in image space to one in latent space (one backward pass)."""
+        with torch.enable_grad():
+            leaf = z.detach().requires_grad_(True)
+            x = self.autoencoder.decode(leaf)
+
+        def pullback(gradient: torch.Tensor) -> torch.Tensor:
+            return torch.autograd.grad(x, leaf, gradient)[0]
+
+        return x.detach(), pullback
+
+
+class _Bfloat16(nn.Module):
+    """Runs a module's calls in bfloat16 autocast and returns float32."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, z: torch.Tensor, sigma: torch.Tensor | float) -> torch.Tensor:
+        return self._run(self.module, z, sigma)
+
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        return self._run(self.module.encode, x)
+
+    def decode(self, z: torch.Tensor) -> torch.Tensor:
+        return self._run(self.module.decode, z)
+
+    @staticmethod
+    def _run(function: Callable[..., torch.Tensor], *inputs: torch.Tensor | float) -> torch.Tensor:
+        with torch.autocast(inputs[0].device.type, torch.bfloat16):
+            return function(*inputs).float()
+
+
+def in_bfloat16(prior: Prior) -> Prior:
+    """The same prior with its networks computing in bfloat16; latents, ODE and losses stay float32."""
+    return replace(prior, autoencoder=_Bfloat16(prior.autoencoder), denoiser=_Bfloat16(prior.denoiser))

@@ -1,0 +1,1 @@
+"""Everything around a run: settings, images, random streams, timing, records, pictures."""

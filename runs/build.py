@@ -1,0 +1,81 @@
+"""From settings to objects: prior, operator, sampler settings."""
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffusion.mcmc import ChainSettings
+from diffusion.paths import PATHS
+from operators.operator import Operator
+from operators.phase_retrieval import PhaseRetrieval
+from priors.embedded import load_embedded
+from priors.prior import Prior, PriorError, in_bfloat16
+from runs.settings import RunSettings, SettingsError, TaskSettings, resolve_chain
+from sampler import SamplerSettings
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def import_target(key: str, target: str) -> Callable[..., Any]:
+    """The callable that ``package.module:factory`` names.
+
+    Raises:
+        SettingsError: the module or the attribute does not exist.
+    """
+    module_name, _, attribute = target.partition(":")
+    try:
+        return getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise SettingsError(f"{key}={target}: cannot be imported as package.module:factory ({error})") from error
+
+
+def build_prior(settings: RunSettings, device: torch.device) -> Prior:
+    """Load the prior that ``settings.model`` names.
+
+    Raises:
+        PriorError: it cannot be loaded.
+    """
+    model = settings.model
+    if model.kind == "custom":
+        factory = import_target("model.target", model.target)
+        prior = factory(device=device, compat=settings.compat, **model.options)
+        if not isinstance(prior, Prior):
+            raise PriorError(f"model.target={model.target} returned {type(prior).__name__}, not a priors.prior.Prior")
+    else:
+        path = Path(model.path)
+        prior = load_embedded(path if path.is_absolute() else ROOT / path, device)
+    return in_bfloat16(prior) if settings.precision == "bfloat16" else prior
+
+
+def build_operator(task: TaskSettings) -> Operator:
+    """The measurement operator that ``settings.task`` names."""
+    if task.kind == "custom":
+        return import_target("task.target", task.target)(**task.options)
+    return PhaseRetrieval(task.oversample, task.noise_sigma)
+
+
+def build_sampler_settings(settings: RunSettings) -> SamplerSettings:
+    """Paths, chain and likelihood of the annealing loop."""
+    annealing, ode, compat = settings.sampler.annealing, settings.sampler.ode, settings.compat
+    chain = resolve_chain(settings)
+    path = PATHS[annealing.schedule](annealing.num_steps, annealing.sigma_max, annealing.sigma_min)
+
+    def inner_path(sigma: float) -> torch.Tensor:
+        return PATHS[ode.schedule](ode.num_steps, sigma, ode.sigma_min, end=compat.inner_end)
+
+    return SamplerSettings(
+        path=path,
+        inner_path=inner_path,
+        chain=ChainSettings(chain.kernel, chain.num_steps, chain.step_size, chain.momentum, chain.curvature_limit),
+        step_size_min_ratio=chain.step_size_min_ratio,
+        tau=chain.tau,
+        prior_term=chain.prior,
+        prior_sigma=chain.prior_sigma,
+        solver=ode.solver,
+        likelihood_half=compat.likelihood_half,
+        gradient_clamp=compat.gradient_clamp,
+        ratio_counts_end=compat.ratio_counts_end,
+    )

@@ -1,0 +1,99 @@
+"""What a person sees while a run goes on, and the hooks that keep time and pictures."""
+
+import math
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from priors.prior import Prior
+from runs.phases import PhaseClock
+from sampler import Hook, Info, State
+
+
+class ProgressHook(Hook):
+    """A bar over the levels with sigma and the lowest data loss beside its expectation.
+
+    Args:
+        bar: counts levels.
+        expected: the loss expected at the truth.
+    """
+
+    def __init__(self, bar: tqdm, expected: float) -> None:
+        self.bar, self.expected = bar, expected
+
+    def before_renoise(self, state: State, info: Info) -> State:
+        self.bar.set_postfix_str(
+            f"sigma {state.sigma:.3g}, misfit {state.loss.min().item():.4g} (floor {self.expected:.4g})"
+        )
+        self.bar.update()
+        return state
+
+
+class ClockHook(Hook):
+    """Tells a :class:`PhaseClock` that a level is over."""
+
+    def __init__(self, clock: PhaseClock) -> None:
+        self.clock = clock
+
+    def before_renoise(self, state: State, info: Info) -> State:
+        self.clock.step()
+        return state
+
+
+class TrajectoryHook(Hook):
+    """Keeps ``z0_hat`` and ``z0_y`` of evenly spaced levels on the CPU; they are decoded once, at the end.
+
+    Args:
+        num_levels: levels of the run.
+        num_kept: levels to keep.
+    """
+
+    def __init__(self, num_levels: int, num_kept: int = 9) -> None:
+        count = min(num_kept, num_levels)
+        self.kept = {round(i * (num_levels - 1) / max(count - 1, 1)) for i in range(count)}
+        self.rows: list[tuple[float, torch.Tensor, torch.Tensor]] = []
+
+    def before_renoise(self, state: State, info: Info) -> State:
+        if state.step in self.kept:
+            self.rows.append((state.sigma, state.z0_hat.cpu(), state.z0_y.cpu()))
+        return state
+
+    def decoded(self, prior: Prior, device: torch.device) -> list[tuple[float, torch.Tensor, torch.Tensor]]:
+        """``(sigma, D(z0_hat), D(z0_y))`` of each kept level."""
+        return [(s, prior.decode(a.to(device)).cpu(), prior.decode(b.to(device)).cpu()) for s, a, b in self.rows]
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """A number for a table, a dash for None."""
+    return "-" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
+
+
+def results_table(metrics: dict[str, Any], names: dict[int, str]) -> str:
+    """The table at the end of a run: one row an image, then the means.
+
+    ``oracle`` is the best particle by the truth; ``selected`` is chosen without it.
+    """
+    header = f"{'image':<22}{'oracle':>8}{'mean':>8}{'selected':>10}{'aligned':>9}{'mean':>8}"
+    header += f"{'loss':>9}{'floor':>8}{'modes':>18}{'s':>7}"
+    lines = ["PSNR in dB: raw oracle, mean and selected without truth; aligned oracle and mean", header]
+    rows = zip(metrics["measurement"]["per_image"], metrics["timing"]["per_image_seconds"], strict=True)
+    for position, (measured, seconds) in enumerate(rows):
+        quality = [""] * 5
+        labels = "-"
+        if metrics["psnr"] is not None:
+            raw = metrics["psnr"]["per_image"][position]
+            aligned = metrics["psnr_aligned"]["per_image"][position]
+            quality = [raw["best"], raw["mean"], raw["selected"], aligned["best"], aligned["mean"]]
+            labels = ",".join(metrics["modes"]["per_image"][position]["labels"])
+        a, b, c, d, e = (number(q) if q != "" else "-" for q in quality)
+        loss = number(min(measured["loss"], default=None), 1)
+        name = names.get(measured["image_id"], str(measured["image_id"]))[:21]
+        floor = number(measured["noise_floor"], 1)
+        lines.append(f"{name:<22}{a:>8}{b:>8}{c:>10}{d:>9}{e:>8}{loss:>9}{floor:>8}{labels:>18}{seconds:>7.0f}")
+    if metrics["psnr"] is not None:
+        raw, aligned = metrics["psnr"]["overall"], metrics["psnr_aligned"]["overall"]
+        a, b, c = (number(raw[k]) for k in ("best_mean", "mean_of_means", "selected_mean"))
+        d, e = (number(aligned[k]) for k in ("best_mean", "mean_of_means"))
+        lines.append(f"{'mean':<22}{a:>8}{b:>8}{c:>10}{d:>9}{e:>8}")
+    return "\n".join(lines)

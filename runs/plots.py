@@ -1,0 +1,67 @@
+"""Pictures of a run: contact sheet, trajectory, single images."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+
+
+def to_uint8(x: torch.Tensor) -> np.ndarray:
+    """``(C, H, W)`` in [-1, 1] -> ``(H, W, C)`` uint8, rounded."""
+    values = (x.detach().float().cpu() / 2 + 0.5).clamp(0, 1) * 255
+    return values.round().byte().permute(1, 2, 0).numpy()
+
+
+def save_png(path: Path, x: torch.Tensor) -> None:
+    """Write one image ``(C, H, W)`` in [-1, 1]."""
+    pixels = to_uint8(x)
+    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(path)
+
+
+def show(axis: Axes, x: torch.Tensor, title: str, colour: str = "black") -> None:
+    """One tile of a figure."""
+    pixels = to_uint8(x)
+    axis.imshow(pixels if pixels.shape[-1] == 3 else pixels[..., 0], cmap="gray", interpolation="nearest")
+    axis.set_title(title, fontsize=8, color=colour)
+    axis.axis("off")
+
+
+def measurement_picture(y: torch.Tensor) -> torch.Tensor:
+    """Log magnitude of a measurement ``(C, H, W)``, scaled to [-1, 1] for display; other shapes are flattened."""
+    plane = y if y.ndim == 3 else y.reshape(1, 1, -1)
+    values = torch.log10(plane.abs().mean(0, keepdim=True) + 1e-2)
+    low, high = values.min(), values.max()
+    return (values - low) / (high - low).clamp(min=1e-12) * 2 - 1
+
+
+def contact_sheet(path: Path, rows: Sequence[Sequence[tuple[torch.Tensor, str, bool]]], heading: str) -> None:
+    """Tiles of ``(image, title, emphasised)`` in rows, to a PNG."""
+    columns = max(len(row) for row in rows)
+    figure = Figure(figsize=(1.75 * columns, 2.05 * len(rows) + 0.3), layout="constrained")
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for axis_row, row in zip(axes, rows, strict=True):
+        for axis in axis_row[len(row) :]:
+            axis.axis("off")
+        for axis, (image, title, emphasised) in zip(axis_row, row, strict=False):
+            show(axis, image, title, "tab:green" if emphasised else "black")
+    figure.suptitle(heading, fontsize=9)
+    figure.savefig(path, dpi=110)
+
+
+def trajectory_figure(
+    path: Path, levels: Sequence[tuple[float, torch.Tensor, torch.Tensor]], ids: Sequence[int]
+) -> None:
+    """``z0_hat`` (ODE) above ``z0_y`` (after MCMC) over sigma, two rows a particle."""
+    rows = []
+    for p, particle in enumerate(ids):
+        before = [(z0_hat[p], f"sigma {sigma:.3g}", False) for sigma, z0_hat, _ in levels]
+        after = [(z0_y[p], "", False) for _, _, z0_y in levels]
+        rows += [
+            [(before[0][0], f"particle {particle}\nODE, {before[0][1]}", False), *before[1:]],
+            [(after[0][0], "after MCMC", False), *after[1:]],
+        ]
+    contact_sheet(path, rows, "clean estimates over the annealing: ODE (upper rows), after MCMC (lower rows)")

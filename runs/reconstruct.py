@@ -1,0 +1,252 @@
+"""Reconstruct one measurement: sample, score, choose, draw."""
+
+import time
+import traceback
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from evaluation.metrics import Evaluator, Scores
+from evaluation.modes import Modes, find_modes
+from evaluation.selection import Selection, select
+from operators.operator import Operator
+from priors.prior import Prior
+from runs.console import ClockHook, ProgressHook, TrajectoryHook
+from runs.phases import PhaseClock
+from runs.plots import contact_sheet, measurement_picture, save_png, trajectory_figure
+from runs.record import Record, RunFolder
+from runs.rng import ParticleStreams
+from sampler import Info, LatentDAPS, SamplerSettings, State
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One measurement and what is known of it.
+
+    Attributes:
+        image_id: id in the data set.
+        name: for file names and tables.
+        origin: photograph, synthetic, data or measured.
+        y: ``(1, ...)``.
+        truth: ``(1, C, H, W)`` in [-1, 1], or None.
+    """
+
+    image_id: int
+    name: str
+    origin: str
+    y: torch.Tensor
+    truth: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class Result:
+    """Reconstructions of one measurement, without diverged particles.
+
+    Attributes:
+        problem: what was reconstructed.
+        images: ``(P, C, H, W)`` decoded, clipped to [-1, 1].
+        loss: ``(P,)`` data loss of the decoded images, not clipped.
+        particle_ids: id of each row.
+        diverged_ids: ids that are missing.
+        selection: the chosen answer, None if every particle diverged.
+        scores: metrics against the truth, None without truth or particles.
+        modes: labels against the truth, None without truth or particles.
+    """
+
+    problem: Problem
+    images: torch.Tensor
+    loss: torch.Tensor
+    particle_ids: list[int]
+    diverged_ids: list[int]
+    selection: Selection | None
+    scores: Scores | None
+    modes: Modes | None
+
+
+class Reconstructor:
+    """Runs the sampler on measurements and writes what comes out.
+
+    Args:
+        prior: the prior.
+        operator: the operator.
+        settings: of the annealing loop.
+        evaluator: metrics against a truth.
+        folder: where results go.
+        seed: of all streams.
+        particle_ids: the particles to run.
+        save_trajectory: draw trajectory figures.
+    """
+
+    def __init__(
+        self,
+        prior: Prior,
+        operator: Operator,
+        settings: SamplerSettings,
+        evaluator: Evaluator,
+        folder: RunFolder,
+        seed: int,
+        particle_ids: list[int],
+        save_trajectory: bool,
+    ) -> None:
+        self.prior, self.operator, self.settings, self.evaluator = prior, operator, settings, evaluator
+        self.folder, self.seed, self.particle_ids, self.save_trajectory = folder, seed, particle_ids, save_trajectory
+
+    def run(self, problem: Problem) -> Record:
+        """Reconstruct, write pictures and the record; a failure is recorded and does not stop other images."""
+        try:
+            record = self._run(problem)
+        except RuntimeError as error:  # out of memory and the like; anything else is a bug and stops the run
+            traceback.print_exc()
+            record = {
+                "image_id": problem.image_id,
+                "name": problem.name,
+                "state": "failed",
+                "diverged_particles": [],
+                "error": f"{type(error).__name__}: {error}",
+            }
+        self.folder.save(record)
+        return record
+
+    def _run(self, problem: Problem) -> Record:
+        device, clock, started = problem.y.device, PhaseClock(problem.y.device), time.perf_counter()
+        trajectory = TrajectoryHook(self.settings.num_levels)
+        floor = self.operator.noise_floor(problem.y)
+        with tqdm(total=self.settings.num_levels, desc=problem.name, unit="level") as bar:
+            hooks = [ProgressHook(bar, floor.mean.item()), ClockHook(clock)]
+            hooks += [trajectory] if self.save_trajectory else []
+            loop = LatentDAPS(self.prior, self.operator, self.settings, hooks)
+            clock.enter("sampling")
+            streams = ParticleStreams(self.seed, problem.image_id)
+            state = loop.sample(problem.y, streams, self.particle_ids, Info())
+            clock.leave()
+        result = self._evaluate(problem, state)
+        self._save_floats(result)
+        self._draw(result, trajectory.decoded(self.prior, device) if self.save_trajectory else [])
+        return self._record(result, clock, time.perf_counter() - started)
+
+    def _evaluate(self, problem: Problem, state: State) -> Result:
+        alive = ~state.diverged
+        decoded, ids = self.prior.decode(state.z0_y[alive]), state.particle_id[alive].tolist()
+        loss = self.operator.loss(decoded, state.y[alive])
+        images = decoded.clamp(-1, 1)
+        selection = scores = modes = None
+        if ids:
+            selection = select(self.prior, images, loss, self.operator.symmetries())
+        if ids and problem.truth is not None:
+            scores = self.evaluator(images, problem.truth)
+            modes = find_modes(images, problem.truth, scores.aligned["psnr"])
+        return Result(problem, images, loss, ids, state.particle_id[state.diverged].tolist(), selection, scores, modes)
+
+    def _save_floats(self, result: Result) -> None:
+        arrays = {"y": result.problem.y, "estimates": result.images}
+        if result.problem.truth is not None:
+            arrays["truth"] = result.problem.truth
+        numbers = {name: value.cpu().numpy() for name, value in arrays.items()}
+        path = self.folder.path / "floats" / f"{result.problem.image_id:05d}.npz"
+        np.savez_compressed(
+            path,
+            image_ids=np.array([result.problem.image_id]),
+            particle_ids=np.array(result.particle_ids, dtype=np.int64),
+            **numbers,
+        )
+
+    def _draw(self, result: Result, levels: list[tuple[float, torch.Tensor, torch.Tensor]]) -> None:
+        problem, folder = result.problem, self.folder.path
+        for particle, image in zip(result.particle_ids, result.images, strict=True):
+            save_png(folder / "samples" / f"{problem.image_id:05d}_particle{particle}.png", image)
+        tiles = [] if problem.truth is None else [(problem.truth[0], "truth", False)]
+        tiles.append((measurement_picture(problem.y[0]), "measurement (log)", False))
+        for row, particle in enumerate(result.particle_ids):
+            chosen = result.selection.index == row
+            tiles.append((result.images[row], self._title(result, row, particle), chosen))
+        if result.selection is not None:
+            answer = self._answer(result)
+            save_png(folder / "samples" / f"{problem.image_id:05d}_selected.png", answer)
+            chosen_id = result.particle_ids[result.selection.index]
+            tiles.append((answer, f"answer, no truth used\nparticle {chosen_id}, {result.selection.symmetry}", True))
+        heading = f"{problem.name} ({problem.origin}), image {problem.image_id}"
+        contact_sheet(folder / "sheets" / f"{problem.image_id:05d}.png", [tiles], heading)
+        if levels:
+            trajectory_figure(folder / "trajectory" / f"{problem.image_id:05d}.png", levels, self.particle_ids)
+
+    @staticmethod
+    def _title(result: Result, row: int, particle: int) -> str:
+        if result.scores is None:
+            return f"particle {particle}\nloss {result.loss[row].item():.1f}"
+        raw, aligned = result.scores.raw["psnr"][row], result.scores.aligned["psnr"][row]
+        return f"particle {particle} [{result.modes.labels[row]}]\nraw {raw:.1f}, aligned {aligned:.1f} dB"
+
+    def _answer(self, result: Result) -> torch.Tensor:
+        symmetry = next(s for s in self.operator.symmetries() if s.name == result.selection.symmetry)
+        return symmetry.apply(result.images[result.selection.index][None])[0]
+
+    def _record(self, result: Result, clock: PhaseClock, seconds: float) -> Record:
+        problem, selection = result.problem, result.selection
+        floor = self.operator.noise_floor(problem.y)
+        loss, floor_mean = result.loss.tolist(), floor.mean.item()
+        return {
+            "image_id": problem.image_id,
+            "name": problem.name,
+            "origin": problem.origin,
+            "state": "ok" if result.particle_ids else "diverged",
+            "diverged_particles": result.diverged_ids,
+            "error": None,
+            "particle_ids": result.particle_ids,
+            **self._quality(result),
+            "measurement": {
+                "loss": loss,
+                "noise_floor": floor_mean,
+                "noise_floor_std": floor.std.item(),
+                "excess": [value - floor_mean for value in loss],
+            },
+            "selection": selection
+            and {
+                "selected_particle": result.particle_ids[selection.index],
+                "symmetry": selection.symmetry,
+                "rule": selection.rule,
+                "scores": selection.scores,
+                "plausibility": selection.plausibility,
+            },
+            "tau": self.settings.tau,
+            "timing": {
+                "seconds": seconds,
+                "per_step_seconds": clock.step_seconds,
+                "phases": {n: {"seconds": p.seconds, "steps": p.steps} for n, p in clock.phases.items()},
+            },
+            "vram": {name: phase.peak_vram_mb for name, phase in clock.phases.items()},
+            "device": device_facts(problem.y.device),
+        }
+
+    def _quality(self, result: Result) -> dict[str, Any]:
+        if result.problem.truth is None:
+            return {"metrics": None, "selected": None, "modes": None}
+        names = [n + suffix for n in self.evaluator.names for suffix in ("", "_aligned")]
+        if result.scores is None:  # every particle diverged
+            empty = {"labels": [], "coverage": 0, "twin_fit": [], "solved": []}
+            return {"metrics": {n: [] for n in names}, "selected": None, "modes": empty}
+        scores, modes, selection = result.scores, result.modes, result.selection
+        metrics = {n: scores.raw[n] for n in scores.raw} | {f"{n}_aligned": v for n, v in scores.aligned.items()}
+        turned = scores.by_symmetry[selection.symmetry]
+        selected = {n: turned[n][selection.index] for n in scores.raw}
+        selected |= {f"{n}_aligned": v[selection.index] for n, v in scores.aligned.items()}
+        fits = [{"a": a, "b": b} for a, b in modes.twin_fit]
+        facts = {"labels": modes.labels, "coverage": modes.coverage, "twin_fit": fits, "solved": modes.solved}
+        return {"metrics": metrics, "selected": selected, "modes": facts}
+
+
+def device_facts(device: torch.device) -> dict[str, str | None]:
+    """Type and name of a device, for the record."""
+    if device.type == "cuda":
+        return {"type": "cuda", "name": torch.cuda.get_device_name(device)}
+    return {"type": device.type, "name": _processor_name()}
+
+
+def _processor_name() -> str | None:
+    try:
+        with open("/proc/cpuinfo") as handle:
+            return next((line.split(":", 1)[1].strip() for line in handle if line.startswith("model name")), None)
+    except OSError:
+        return None

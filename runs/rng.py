@@ -1,0 +1,51 @@
+"""Random streams keyed by what they are for, so that batching, pruning or resuming changes no number."""
+
+import hashlib
+
+import torch
+
+SHARED = -1
+"""Particle id of draws that belong to an image as a whole (its measurement noise)."""
+
+
+def stream_seed(*key: int | str) -> int:
+    """A 63-bit seed from a key; equal keys give equal seeds on every machine."""
+    digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def stream(*key: int | str, device: torch.device | str = "cpu") -> torch.Generator:
+    """A fresh generator for ``key`` on ``device``."""
+    return torch.Generator(device).manual_seed(stream_seed(*key))
+
+
+class ParticleStreams:
+    """The random numbers of one image's particles.
+
+    Every draw is keyed by (seed, image id, particle id, purpose, level). Start and re-noising draws come from the CPU,
+    MCMC noise from the particles' device.
+
+    Args:
+        seed: the run's seed.
+        image_id: id of the image in its data set.
+    """
+
+    def __init__(self, seed: int, image_id: int) -> None:
+        self.seed, self.image_id = seed, image_id
+
+    def generators(
+        self, particle_ids: list[int], purpose: str, level: int, device: torch.device
+    ) -> list[torch.Generator]:
+        """One generator a particle."""
+        return [stream(self.seed, self.image_id, p, purpose, level, device=device) for p in particle_ids]
+
+    def normal(self, particle_ids: list[int], purpose: str, level: int, like: torch.Tensor) -> torch.Tensor:
+        """Standard normal noise ``(P, ...)`` shaped like ``like``, drawn on the CPU in float32."""
+        generators = self.generators(particle_ids, purpose, level, torch.device("cpu"))
+        draws = [torch.randn(like.shape[1:], generator=g) for g in generators]
+        return torch.stack(draws).to(like)
+
+
+def measurement_generator(seed: int, image_id: int) -> torch.Generator:
+    """The CPU generator of an image's measurement noise; it depends on nothing else."""
+    return stream(seed, image_id, SHARED, "measurement", 0)

@@ -1,0 +1,310 @@
+r"""Decoupled annealing posterior sampling (DAPS, Zhang et al. 2024) over a batch of particles of one measurement.
+
+At every level ``sigma_k`` of the annealing path:
+
+1. the probability-flow ODE takes ``z`` to a clean estimate ``z0_hat``;
+2. MCMC from ``z0_hat`` samples :math:`p(z_0 | z_t, y) \propto p(z_0 | z_t) e^{-L(D(z_0), y) / 2 \tau^2}` to ``z0_y``;
+3. ``z0_y`` is re-noised to ``sigma_{k+1}``.
+
+Hooks see and may replace the :class:`State` at four moments of each level.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Protocol
+
+import torch
+
+from diffusion.denoiser import Denoiser, score
+from diffusion.mcmc import ChainSettings, Draw, Evaluation, Target, per_particle, run_chain
+from diffusion.pfode import DiffusionPFODE
+from operators.operator import Objective, Operator
+from priors.prior import Prior
+
+NUM_TIMESTEPS = 1000
+
+
+class Streams(Protocol):
+    """Keyed random streams, see :class:`runs.rng.ParticleStreams`."""
+
+    def generators(
+        self, particle_ids: list[int], purpose: str, level: int, device: torch.device
+    ) -> list[torch.Generator]: ...
+
+    def normal(self, particle_ids: list[int], purpose: str, level: int, like: torch.Tensor) -> torch.Tensor: ...
+
+
+@dataclass(frozen=True)
+class State:
+    """Everything that belongs to the particles of one measurement; tensors lead with the particle axis P.
+
+    Attributes:
+        z: ``(P, c, h, w)`` latents at noise level ``sigma``.
+        z0_hat: ``(P, c, h, w)`` clean estimates of the ODE.
+        z0_y: ``(P, c, h, w)`` estimates after MCMC.
+        y: ``(P, ...)`` the measurement, repeated.
+        loss: ``(P,)`` data loss at the last MCMC evaluation of this level.
+        particle_id: ``(P,)`` ids that name the random streams.
+        parent_id: ``(P,)`` id of the particle that a child was branched from, -1 for none.
+        diverged: ``(P,)`` particles that became non-finite; frozen at their last finite values.
+        streams: random streams of this image.
+        step: level k, 0 to K - 1.
+        sigma: noise level ``sigma_k`` of the level.
+        t: time ``1000 (1 - k / K)``.
+        drift: a term and its scale to add to the score in this level's ODE, or None.
+    """
+
+    z: torch.Tensor
+    z0_hat: torch.Tensor
+    z0_y: torch.Tensor
+    y: torch.Tensor
+    loss: torch.Tensor
+    particle_id: torch.Tensor
+    parent_id: torch.Tensor
+    diverged: torch.Tensor
+    streams: Streams
+    step: int = 0
+    sigma: float = float("inf")
+    t: float = float(NUM_TIMESTEPS)
+    drift: tuple[torch.Tensor, torch.Tensor | float] | None = None
+
+    def __len__(self) -> int:
+        return len(self.z)
+
+    def __getitem__(self, index: torch.Tensor | Sequence[int] | slice) -> "State":
+        """Keep some particles: every tensor is sliced at once."""
+        if not isinstance(index, slice | torch.Tensor):
+            index = torch.as_tensor(index, device=self.z.device)
+        cut = {f.name: getattr(self, f.name)[index] for f in fields(self) if f.name in PARTICLE_FIELDS}
+        return replace(self, **cut)
+
+    @property
+    def ids(self) -> list[int]:
+        """Particle ids as numbers."""
+        return self.particle_id.tolist()
+
+
+PARTICLE_FIELDS = ("z", "z0_hat", "z0_y", "y", "loss", "particle_id", "parent_id", "diverged")
+
+
+@dataclass
+class Info:
+    """What a run wants to log: rows by kind, e.g. ``info.add("repulsion", step=3, ...)``."""
+
+    rows: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+
+    def add(self, kind: str, **row: Any) -> None:
+        """Append one row."""
+        self.rows.setdefault(kind, []).append(row)
+
+
+class Hook:
+    """Base of all hooks; each moment takes and returns the state, by default unchanged."""
+
+    def before_ode(self, state: State, info: Info) -> State:
+        """``state.z`` stands at ``state.sigma``; may set ``state.drift``."""
+        return state
+
+    def after_mcmc(self, state: State, info: Info) -> State:
+        """``z0_hat``, ``z0_y`` and ``loss`` of this level are known."""
+        return state
+
+    def before_renoise(self, state: State, info: Info) -> State:
+        """Last look at the level."""
+        return state
+
+    def at_end(self, state: State, info: Info) -> State:
+        """After the last level: the answer is ``state.z0_y``."""
+        return state
+
+
+@dataclass(frozen=True)
+class SamplerSettings:
+    """How the annealing loop runs.
+
+    Attributes:
+        path: ``(K + 1,)`` annealing sigmas, the last one 0.
+        inner_path: ``inner_path(sigma)`` gives the ODE's path from ``sigma`` down.
+        chain: the MCMC chain at step size ``chain.step_size`` (first level).
+        step_size_min_ratio: the step size falls linearly over the levels to this fraction.
+        tau: standard deviation of the likelihood; the operator's noise is calibrated, less is tempering.
+        prior_term: ``gaussian`` for ``N(z0_hat, sigma^2)`` (DAPS; biased, see PROJECT.md) or ``exact`` for
+            ``p(z0) N(z_t; z0, sigma^2)``.
+        prior_sigma: sigma at which ``exact`` evaluates the prior's score.
+        solver: ODE solver.
+        likelihood_half: data term ``L / (2 tau^2)``; False is DAPS's ``L / tau^2``.
+        gradient_clamp: if set, the latent gradient of the loss is clamped elementwise (DAPS's latent wrapper: 1.0).
+        ratio_counts_end: step-size schedule ``k / (K + 1)`` as in DAPS instead of ``k / (K - 1)``.
+    """
+
+    path: torch.Tensor
+    inner_path: Callable[[float], torch.Tensor]
+    chain: ChainSettings
+    step_size_min_ratio: float
+    tau: float
+    prior_term: str = "gaussian"
+    prior_sigma: float = 0.01
+    solver: str = "euler"
+    likelihood_half: bool = True
+    gradient_clamp: float | None = None
+    ratio_counts_end: bool = False
+
+    @property
+    def num_levels(self) -> int:
+        return len(self.path) - 1
+
+    def step_size(self, level: int) -> float:
+        """Step size of the chain at ``level``."""
+        last = self.num_levels + 1 if self.ratio_counts_end else max(self.num_levels - 1, 1)
+        return self.chain.step_size * (1 + level / last * (self.step_size_min_ratio - 1))
+
+
+class LatentDAPS:
+    """The annealing loop. With a pixel prior (identity autoencoder) this is DAPS itself.
+
+    Args:
+        prior: autoencoder and denoiser.
+        operator: the measurement operator.
+        settings: path, chain and likelihood.
+        hooks: called in this order at each moment.
+    """
+
+    def __init__(self, prior: Prior, operator: Operator, settings: SamplerSettings, hooks: Sequence[Hook] = ()) -> None:
+        self.prior, self.operator, self.settings, self.hooks = prior, operator, settings, tuple(hooks)
+        self.ode = DiffusionPFODE(prior.denoiser, settings.solver)
+
+    def start(self, y: torch.Tensor, streams: Streams, particle_ids: Sequence[int]) -> State:
+        """Particles of pure noise at ``path[0]`` for one measurement ``y`` ``(1, ...)``."""
+        count, ids = len(particle_ids), torch.as_tensor(list(particle_ids), device=y.device)
+        like = y.new_zeros(count, *self.prior.latent_shape)
+        z = self.settings.path[0].item() * streams.normal(list(particle_ids), "start", 0, like)
+        return State(
+            z=z,
+            z0_hat=torch.zeros_like(z),
+            z0_y=torch.zeros_like(z),
+            y=y.expand(count, *y.shape[1:]),
+            loss=y.new_zeros(count),
+            particle_id=ids,
+            parent_id=torch.full_like(ids, -1),
+            diverged=torch.zeros_like(ids, dtype=torch.bool),
+            streams=streams,
+        )
+
+    def sample(self, y: torch.Tensor, streams: Streams, particle_ids: Sequence[int], info: Info | None = None) -> State:
+        """Run all levels; the answer is ``z0_y`` of the last state, ``info`` holds what hooks logged."""
+        info = Info() if info is None else info
+        *_, last = self.levels(self.start(y, streams, particle_ids), info)
+        return self._call("at_end", last, info)
+
+    def levels(self, state: State, info: Info) -> Iterator[State]:
+        """Yield the state after each level, re-noised to the next one."""
+        settings = self.settings
+        for level, sigma in enumerate(settings.path[:-1].tolist()):
+            time = NUM_TIMESTEPS * (1 - level / settings.num_levels)
+            state = replace(state, step=level, sigma=sigma, t=time, drift=None)
+            state = self._call("before_ode", state, info)
+            before = state
+            state = self._mcmc(self._ode(state), level)
+            state = self._call("after_mcmc", freeze_diverged(before, state), info)
+            state = self._call("before_renoise", state, info)
+            noise = state.streams.normal(state.ids, "renoise", level, state.z)
+            state = replace(state, z=state.z0_y + settings.path[level + 1].item() * noise)
+            yield state
+
+    def _ode(self, state: State) -> State:
+        if state.drift is not None:
+            self.ode.set_repulsion(*state.drift)
+        with torch.no_grad():
+            z0_hat = self.ode.solve(state.z, self.settings.inner_path(state.sigma))
+        self.ode.clear_repulsion()
+        return replace(state, z0_hat=z0_hat)
+
+    def _mcmc(self, state: State, level: int) -> State:
+        settings = self.settings
+        data_term = DataTerm(self.prior, self.operator.objective(state.y), settings)
+        target = local_posterior(data_term, self.prior.denoiser, state, settings)
+        chain = replace(settings.chain, step_size=settings.step_size(level))
+        draw, draw_uniform = chain_noise(state, level)
+        z0_y, loss = run_chain(state.z0_hat, target, chain, draw, draw_uniform)
+        return replace(state, z0_y=z0_y, loss=loss)
+
+    def _call(self, moment: str, state: State, info: Info) -> State:
+        for hook in self.hooks:
+            state = getattr(hook, moment)(state, info)
+        return state
+
+
+DAPS = LatentDAPS
+"""Pixel DAPS: the same loop with a prior whose autoencoder is the identity."""
+
+
+@dataclass(frozen=True)
+class DataTerm:
+    """Loss of decoded latents and its latent gradient: one decoder forward, one backward."""
+
+    prior: Prior
+    objective: Objective
+    settings: SamplerSettings
+
+    def __call__(self, z: torch.Tensor, with_gradient: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if not with_gradient:
+            return self.objective(self.prior.decode(z))[0], None
+        x, pullback = self.prior.decode_with_pullback(z)
+        loss, image_gradient = self.objective(x)
+        gradient = pullback(image_gradient)
+        if self.settings.gradient_clamp is not None:
+            gradient = gradient.clamp(-self.settings.gradient_clamp, self.settings.gradient_clamp)
+        return loss, gradient
+
+
+def local_posterior(data_term: DataTerm, denoiser: Denoiser, state: State, settings: SamplerSettings) -> Target:
+    r"""The MCMC target of one level.
+
+    ``gaussian``: :math:`U = L / 2 \tau^2 + |z_0 - \hat z_0|^2 / 2 \sigma^2` (DAPS).
+    ``exact``: :math:`U = L / 2 \tau^2 + |z_0 - z_t|^2 / 2 \sigma^2 - \log p(z_0)`, the prior through its score, so
+    no potential is available (Metropolis-Hastings needs ``gaussian``).
+    """
+    likelihood = 1 / ((2 if settings.likelihood_half else 1) * settings.tau**2)
+    exact = settings.prior_term == "exact"
+    centre = state.z if exact else state.z0_hat
+    variance = state.sigma**2
+
+    def target(z: torch.Tensor, with_gradient: bool) -> Evaluation:
+        loss, gradient = data_term(z, with_gradient)
+        offset = z - centre
+        potential = likelihood * loss + offset.square().flatten(1).sum(1) / (2 * variance)
+        if gradient is not None:
+            gradient = likelihood * gradient + offset / variance
+            if exact:
+                with torch.no_grad():
+                    gradient = gradient - score(denoiser, z, settings.prior_sigma)
+        return Evaluation(potential, gradient, loss)
+
+    return target
+
+
+def chain_noise(state: State, level: int) -> tuple[Draw, Draw]:
+    """Normal and uniform noise of one level's chain from each particle's own stream."""
+    device, shape, dtype = state.z.device, state.z.shape[1:], state.z.dtype
+    generators = state.streams.generators(state.ids, "mcmc", level, device)
+    deciders = state.streams.generators(state.ids, "accept", level, device)
+
+    def normal() -> torch.Tensor:
+        return torch.stack([torch.randn(shape, generator=g, device=device, dtype=dtype) for g in generators])
+
+    def uniform() -> torch.Tensor:
+        return torch.stack([torch.rand((), generator=g, device=device, dtype=dtype) for g in deciders])
+
+    return normal, uniform
+
+
+def freeze_diverged(before: State, after: State) -> State:
+    """Put particles that are not finite, or were not before, back to their values of ``before`` and mark them."""
+    finite = torch.stack([t.flatten(1).isfinite().all(1) for t in (after.z0_hat, after.z0_y)]).all(0)
+    diverged = before.diverged | ~finite
+
+    def choose(name: str) -> torch.Tensor:
+        new, old = getattr(after, name), getattr(before, name)
+        return torch.where(per_particle(diverged, new), old, new)
+
+    return replace(after, diverged=diverged, **{name: choose(name) for name in ("z0_hat", "z0_y", "loss")})

@@ -1,0 +1,116 @@
+"""Train a prior on a folder of images (or an ``.npz``): autoencoder, decoder, denoiser, export.
+
+Example::
+
+    python train_prior.py name=dogs64 data=/my/dogs export_dir=assets/dogs64
+
+Every stage logs curves, saves checkpoints and, started again, goes on exactly where it stopped.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import hydra
+import torch
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+from generate import draw_samples
+from priors.autoencoder import KLAutoencoder
+from priors.embedded import read_config
+from runs.images import DataError
+from training.autoencoder import build as build_autoencoder
+from training.autoencoder import train_autoencoder, train_decoder
+from training.data import TrainingImages, load_training_images, step_generator
+from training.export import export_prior
+from training.latent_diffusion import build as build_denoiser
+from training.latent_diffusion import train_denoiser
+from training.settings import STAGES, TrainingSettings
+
+
+def standardised(network: torch.nn.Module, patch: int, data: TrainingImages, seed: int) -> KLAutoencoder:
+    """Wrap a trained network with the channel means and deviations of its latents over 1 024 training views."""
+    device = next(network.parameters()).device
+    raw = KLAutoencoder(network, patch, torch.zeros(1), torch.ones(1)).to(device)
+    with torch.no_grad():
+        views = [raw.encode(data.batch(64, step_generator(seed + 5, s)).to(device)) for s in range(16)]
+    latents = torch.cat(views).transpose(0, 1).flatten(1)
+    return KLAutoencoder(network, patch, latents.mean(1), latents.std(1)).to(device)
+
+
+def load_stage(folder: Path, network: torch.nn.Module) -> torch.nn.Module:
+    """The EMA weights of a finished or running stage."""
+    path = folder / "checkpoint.pt"
+    if not path.exists():
+        raise DataError(f"{path} does not exist: run that stage first")
+    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["ema"])
+    return network.eval().requires_grad_(False)
+
+
+def train(settings: TrainingSettings) -> None:
+    """Run the stages that ``settings.stages`` names."""
+    unknown = [s for s in settings.stages if s not in STAGES]
+    if unknown:
+        raise DataError(f"stages={unknown}: allowed are {', '.join(STAGES)}")
+    use_cuda = settings.device == "cuda" or (settings.device == "auto" and torch.cuda.is_available())
+    device = torch.device("cuda" if use_cuda else "cpu")
+    folder = Path(settings.save_dir) / settings.name
+    large = Path(settings.large_data) if settings.large_data else None
+    data = load_training_images(Path(settings.data), large, settings.resolution, settings.zoom, settings.min_crop)
+    stage_one = settings.autoencoder
+
+    if "autoencoder" in settings.stages:
+        torch.manual_seed(settings.seed)
+        train_autoencoder(stage_one, data, folder / "autoencoder", settings.seed, device)
+    network = load_stage(folder / "autoencoder", build_autoencoder(stage_one, settings.resolution)).to(device)
+    if "decoder" in settings.stages:
+        train_decoder(network, stage_one, data, folder / "decoder", settings.seed, device)
+    autoencoder = standardised(network, stage_one.patch, data, settings.seed)
+    if "denoiser" in settings.stages:
+        torch.manual_seed(settings.seed + 1)
+        train_denoiser(autoencoder, settings.denoiser, data, folder / "denoiser", settings.seed, device)
+    if "export" in settings.stages:
+        export(settings, autoencoder.cpu(), data, folder)
+
+
+def export(settings: TrainingSettings, autoencoder: KLAutoencoder, data: TrainingImages, folder: Path) -> None:
+    """Write the prior with the refined decoder, if there is one."""
+    network = autoencoder.network
+    if (folder / "decoder" / "checkpoint.pt").exists():
+        load_stage(folder / "decoder", network)
+    side = settings.resolution // settings.autoencoder.patch // 2 ** (len(settings.autoencoder.channels) - 1)
+    shape = (settings.autoencoder.latent_channels, side, side)
+    unet = load_stage(folder / "denoiser", build_denoiser(settings.denoiser, shape))
+    facts = {"name": settings.name, "source": settings.source, "licence": settings.licence, "seed": settings.seed}
+    facts["training"] = {stage: progress(folder / stage) for stage in ("autoencoder", "decoder", "denoiser")}
+    target = Path(settings.export_dir)
+    prior = export_prior(target, autoencoder, unet, settings.denoiser, facts, data.validation)
+    print(json.dumps(read_config(target)["figures"], indent=1))
+    draw_samples(prior, target / "samples.png", settings.seed)
+
+
+def progress(folder: Path) -> dict[str, float] | None:
+    """Steps, batch size and minutes of a stage, for the card."""
+    path = folder / "checkpoint.pt"
+    if not path.exists():
+        return None
+    state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    batch = json.loads(state["settings"])["batch_size"]
+    return {"steps": state["step"], "batch_size": batch, "minutes": round(state["seconds"] / 60, 1)}
+
+
+ConfigStore.instance().store(name="training_settings", node=TrainingSettings)
+
+
+@hydra.main(version_base="1.3", config_path="configs", config_name="train_prior")
+def main(config: DictConfig) -> None:
+    """Compose, check and train."""
+    try:
+        train(OmegaConf.to_object(config))
+    except DataError as error:
+        sys.exit(f"train_prior.py: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Training of a prior: an autoencoder, then a denoiser in its latent space."""

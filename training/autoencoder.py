@@ -1,0 +1,135 @@
+"""Stage one: a KL autoencoder; optionally the decoder alone on a frozen encoder."""
+
+import copy
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from torch import nn
+from torch.nn import functional as F
+
+from priors.autoencoder import build_kl_network
+from training.data import TrainingImages, step_generator
+from training.loop import LoopSettings, TrainingLoop, plot_curve
+
+
+@dataclass
+class AutoencoderSettings:
+    """Network and loss of stage one.
+
+    The loss is ``mse + gradient_weight * mse of finite differences + kl_weight * KL per latent element``.
+
+    Attributes:
+        channels: width of each level, fine to coarse; each level but the last halves the side.
+        patch: side of the pixel blocks fed to the network.
+        latent_channels: channels of the latent.
+        layers: residual blocks a level (the decoder has one more).
+        norm_groups: groups of the group normalisation.
+        gradient_weight: weight of the finite-difference term.
+        kl_weight: weight of the KL term.
+        loop: optimisation of encoder and decoder.
+        decoder_loop: further optimisation of the decoder on the frozen encoder.
+    """
+
+    channels: list[int] = field(default_factory=lambda: [48, 96])
+    patch: int = 2
+    latent_channels: int = 4
+    layers: int = 1
+    norm_groups: int = 8
+    gradient_weight: float = 0.5
+    kl_weight: float = 1e-5
+    loop: LoopSettings = field(default_factory=lambda: LoopSettings(12_000, 16, 1.5e-3))
+    decoder_loop: LoopSettings = field(default_factory=lambda: LoopSettings(12_000, 16, 1e-3))
+
+
+def build(settings: AutoencoderSettings, resolution: int) -> AutoencoderKL:
+    """The stage's network with fresh weights (seed the caller's global generator first)."""
+    return build_kl_network(
+        tuple(settings.channels),
+        settings.patch,
+        settings.latent_channels,
+        resolution,
+        settings.layers,
+        settings.norm_groups,
+    )
+
+
+def reconstruction_loss(output: torch.Tensor, target: torch.Tensor, gradient_weight: float) -> torch.Tensor:
+    """Mean squared error of pixels plus ``gradient_weight`` times that of horizontal and vertical differences."""
+    error = output - target
+    rows, columns = error[..., 1:, :] - error[..., :-1, :], error[..., 1:] - error[..., :-1]
+    return error.square().mean() + gradient_weight * (rows.square().mean() + columns.square().mean()) / 2
+
+
+def reconstruct(network: AutoencoderKL, x: torch.Tensor, patch: int) -> torch.Tensor:
+    """Decode the posterior mean of ``x``, without gradients."""
+    with torch.no_grad():
+        blocks = network.encode(F.pixel_unshuffle(x, patch)).latent_dist.mean
+        return F.pixel_shuffle(network.decode(blocks).sample, patch)
+
+
+def mean_psnr_db(network: nn.Module, images: torch.Tensor, patch: int) -> float:
+    """Mean PSNR of the reconstructions, clipped to the range [-1, 1]."""
+    outputs = torch.cat([reconstruct(network, part, patch) for part in images.split(50)])
+    mse = ((outputs.clamp(-1, 1) - images) / 2).square().mean((1, 2, 3))
+    return (-10 * mse.log10()).mean().item()
+
+
+def train_autoencoder(
+    settings: AutoencoderSettings, data: TrainingImages, folder: Path, seed: int, device: torch.device
+) -> AutoencoderKL:
+    """Train encoder and decoder together; returns the EMA network."""
+    network = build(settings, data.images.shape[-1]).to(device)
+    return _train(network, settings, settings.loop, data, folder, seed, device, frozen_encoder=False)
+
+
+def train_decoder(
+    network: AutoencoderKL,
+    settings: AutoencoderSettings,
+    data: TrainingImages,
+    folder: Path,
+    seed: int,
+    device: torch.device,
+) -> AutoencoderKL:
+    """Train the decoder further on the frozen encoder, so that latents stay what the denoiser has learnt."""
+    network = copy.deepcopy(network).to(device)
+    network.requires_grad_(True)
+    network.encoder.requires_grad_(False)
+    network.quant_conv.requires_grad_(False)
+    return _train(network, settings, settings.decoder_loop, data, folder, seed + 1, device, frozen_encoder=True)
+
+
+def _train(
+    network: AutoencoderKL,
+    settings: AutoencoderSettings,
+    loop_settings: LoopSettings,
+    data: TrainingImages,
+    folder: Path,
+    seed: int,
+    device: torch.device,
+    frozen_encoder: bool,
+) -> AutoencoderKL:
+    loop = TrainingLoop(network, copy.deepcopy(network), loop_settings, folder)
+    validation = data.validation.to(device)
+
+    def loss_function(step: int) -> dict[str, torch.Tensor]:
+        generator = step_generator(seed, step)
+        x = data.batch(loop_settings.batch_size, generator).to(device)
+        with torch.set_grad_enabled(not frozen_encoder):
+            posterior = network.encode(F.pixel_unshuffle(x, settings.patch)).latent_dist
+        noise = torch.randn(posterior.mean.shape, generator=generator).to(device)
+        latents = posterior.mean + posterior.std * noise
+        output = F.pixel_shuffle(network.decode(latents).sample.float(), settings.patch)
+        terms = {"loss": reconstruction_loss(output, x, settings.gradient_weight)}
+        if not frozen_encoder:
+            kl = posterior.kl().float().mean() / latents[0].numel()
+            terms = {"loss": terms["loss"] + settings.kl_weight * kl, "kl": kl}
+        return terms | {"mse": (output - x).square().mean()}
+
+    def validate(ema: nn.Module) -> dict[str, float]:
+        return {"validation_psnr_db": mean_psnr_db(ema, validation, settings.patch)}
+
+    loop.run(loss_function, validate, device)
+    plot_curve(folder)
+    return loop.ema.eval()

@@ -1,0 +1,119 @@
+"""Training images with random zooms, drawn so that batch ``k`` depends on the seed and ``k`` only."""
+
+import io
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from runs.images import (
+    DataError,
+    image_files,
+    load_image,
+    npz_split,
+    open_npz,
+    read_array,
+    to_tensor,
+    validation_indices,
+)
+
+
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """The CPU generator of training step ``step``: resuming needs no generator state."""
+    return torch.Generator().manual_seed(seed * 1_000_003 + step)
+
+
+@dataclass(frozen=True)
+class TrainingImages:
+    """Training and validation images of one resolution ``R``.
+
+    Attributes:
+        images: ``(N, 3, R, R)`` uint8.
+        large: ``(N, 3, 2R, 2R)`` uint8 of the same images, for random zooms; or None.
+        validation: ``(V, 3, R, R)`` float32 in [-1, 1], never trained on.
+        zoom: probability that a sample is a random crop of ``large``.
+        min_crop: smallest crop side as a fraction of the full frame.
+    """
+
+    images: torch.Tensor
+    large: torch.Tensor | None
+    validation: torch.Tensor
+    zoom: float = 0.5
+    min_crop: float = 0.5
+
+    def batch(self, size: int, generator: torch.Generator) -> torch.Tensor:
+        """Draw ``(size, 3, R, R)`` float32 in [-1, 1] with horizontal mirroring and random zooms.
+
+        No vertical flips and no rotations: the prior must know which way is up.
+        """
+        index = torch.randint(len(self.images), (size,), generator=generator)
+        mirror = torch.rand(size, generator=generator) < 0.5
+        zoomed = torch.rand(size, generator=generator) < (self.zoom if self.large is not None else 0)
+        boxes = torch.rand(size, 3, generator=generator)
+        batch = self.images[index].float()
+        for row in torch.nonzero(zoomed).flatten().tolist():
+            batch[row] = self._crop(int(index[row]), boxes[row])
+        batch[mirror] = batch[mirror].flip(-1)
+        return batch / 127.5 - 1
+
+    def _crop(self, index: int, box: torch.Tensor) -> torch.Tensor:
+        large, resolution = self.large[index], self.images.shape[-1]
+        full = large.shape[-1]
+        side = round(full * (self.min_crop + (1 - self.min_crop) * box[0].item()))
+        top, left = (round((full - side) * b.item()) for b in box[1:])
+        crop = large[None, :, top : top + side, left : left + side].float()
+        size = (resolution, resolution)
+        return F.interpolate(crop, size, mode="bicubic", antialias=True)[0].clamp(0, 255)
+
+
+def load_training_images(
+    path: Path, large_path: Path | None, resolution: int, zoom: float, min_crop: float
+) -> TrainingImages:
+    """Load a folder of images or an ``.npz`` file (``train_images``, optional ``train_dupgroup``).
+
+    Args:
+        path: folder or ``.npz`` file.
+        large_path: for an ``.npz``: a second file with the same images as JPEG bytes
+            (``train_bytes``, ``train_offsets``) at twice the resolution. A folder needs none.
+        resolution: side ``R`` in pixels.
+        zoom: see :class:`TrainingImages`.
+        min_crop: see :class:`TrainingImages`.
+    """
+    if path.is_dir():
+        return _from_folder(path, resolution, zoom, min_crop)
+    train, validation = npz_split(path, "train"), npz_split(path, "validation")
+    if train.shape[1] != resolution:
+        raise DataError(f"{path} holds {train.shape[1]} px images, the prior needs {resolution} px")
+    large = None
+    if large_path is not None:
+        everything = _decode_jpegs(large_path)
+        with open_npz(path) as archive:
+            groups = archive["train_dupgroup"] if "train_dupgroup" in archive.files else np.arange(len(everything))
+        large = _channels_first(np.delete(everything, validation_indices(groups), axis=0))
+    return TrainingImages(_channels_first(train), large, to_tensor(validation), zoom, min_crop)
+
+
+def _from_folder(path: Path, resolution: int, zoom: float, min_crop: float) -> TrainingImages:
+    files = image_files(path)
+    held_out = set(range(0, len(files), max(len(files) // 150, 10)))
+    small = np.stack([load_image(f, resolution) for f in files])
+    large = np.stack([load_image(f, 2 * resolution) for f in files])
+    rest = [i for i in range(len(files)) if i not in held_out]
+    return TrainingImages(
+        _channels_first(small[rest]), _channels_first(large[rest]), to_tensor(small[sorted(held_out)]), zoom, min_crop
+    )
+
+
+def _decode_jpegs(path: Path) -> np.ndarray:
+    with open_npz(path) as archive:
+        data, offsets = read_array(archive, "train_bytes", path), read_array(archive, "train_offsets", path)
+    pieces = (data[a:b].tobytes() for a, b in itertools.pairwise(offsets))
+    return np.stack([np.asarray(Image.open(io.BytesIO(piece)).convert("RGB")) for piece in pieces])
+
+
+def _channels_first(images: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
