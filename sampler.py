@@ -193,8 +193,10 @@ class LatentDAPS:
     def sample(self, y: torch.Tensor, streams: Streams, particle_ids: Sequence[int], info: Info | None = None) -> State:
         """Run all levels; the answer is ``z0_y`` of the last state, ``info`` holds what hooks logged."""
         info = Info() if info is None else info
-        *_, last = self.levels(self.start(y, streams, particle_ids), info)
-        return self._call("at_end", last, info)
+        state = self.start(y, streams, particle_ids)
+        for after_level in self.levels(state, info):
+            state = after_level
+        return self._call("at_end", state, info)
 
     def levels(self, state: State, info: Info) -> Iterator[State]:
         """Yield the state after each level, re-noised to the next one."""

@@ -1,8 +1,8 @@
-"""Train a prior on a folder of images (or an ``.npz``): autoencoder, decoder, denoiser, export.
+"""Train a prior on a folder of images (or an ``.npz``): autoencoder, denoiser, export.
 
 Example::
 
-    python train_prior.py name=dogs64 data=/my/dogs export_dir=assets/dogs64
+    python train_prior.py name=dogs64 images=/my/dogs export_dir=assets/dogs64
 
 Every stage logs curves, saves checkpoints and, started again, goes on exactly where it stopped.
 """
@@ -21,7 +21,7 @@ from priors.autoencoder import KLAutoencoder
 from priors.embedded import read_config
 from runs.images import DataError
 from training.autoencoder import build as build_autoencoder
-from training.autoencoder import train_autoencoder, train_decoder
+from training.autoencoder import train_autoencoder
 from training.data import TrainingImages, load_training_images, step_generator
 from training.export import export_prior
 from training.latent_diffusion import build as build_denoiser
@@ -56,16 +56,14 @@ def train(settings: TrainingSettings) -> None:
     use_cuda = settings.device == "cuda" or (settings.device == "auto" and torch.cuda.is_available())
     device = torch.device("cuda" if use_cuda else "cpu")
     folder = Path(settings.save_dir) / settings.name
-    large = Path(settings.large_data) if settings.large_data else None
-    data = load_training_images(Path(settings.data), large, settings.resolution, settings.zoom, settings.min_crop)
+    large = Path(settings.large_images) if settings.large_images else None
+    data = load_training_images(Path(settings.images), large, settings.resolution, settings.zoom, settings.min_crop)
     stage_one = settings.autoencoder
 
     if "autoencoder" in settings.stages:
         torch.manual_seed(settings.seed)
         train_autoencoder(stage_one, data, folder / "autoencoder", settings.seed, device)
     network = load_stage(folder / "autoencoder", build_autoencoder(stage_one, settings.resolution)).to(device)
-    if "decoder" in settings.stages:
-        train_decoder(network, stage_one, data, folder / "decoder", settings.seed, device)
     autoencoder = standardised(network, stage_one.patch, data, settings.seed)
     if "denoiser" in settings.stages:
         torch.manual_seed(settings.seed + 1)
@@ -75,27 +73,21 @@ def train(settings: TrainingSettings) -> None:
 
 
 def export(settings: TrainingSettings, autoencoder: KLAutoencoder, data: TrainingImages, folder: Path) -> None:
-    """Write the prior with the refined decoder, if there is one."""
-    network = autoencoder.network
-    if (folder / "decoder" / "checkpoint.pt").exists():
-        load_stage(folder / "decoder", network)
+    """Write the prior, its figures and a grid of samples."""
     side = settings.resolution // settings.autoencoder.patch // 2 ** (len(settings.autoencoder.channels) - 1)
     shape = (settings.autoencoder.latent_channels, side, side)
     unet = load_stage(folder / "denoiser", build_denoiser(settings.denoiser, shape))
     facts = {"name": settings.name, "source": settings.source, "licence": settings.licence, "seed": settings.seed}
-    facts["training"] = {stage: progress(folder / stage) for stage in ("autoencoder", "decoder", "denoiser")}
+    facts["training"] = {stage: progress(folder / stage) for stage in ("autoencoder", "denoiser")}
     target = Path(settings.export_dir)
     prior = export_prior(target, autoencoder, unet, settings.denoiser, facts, data.validation)
     print(json.dumps(read_config(target)["figures"], indent=1))
     draw_samples(prior, target / "samples.png", settings.seed)
 
 
-def progress(folder: Path) -> dict[str, float] | None:
+def progress(folder: Path) -> dict[str, float]:
     """Steps, batch size and minutes of a stage, for the card."""
-    path = folder / "checkpoint.pt"
-    if not path.exists():
-        return None
-    state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    state = torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=True, mmap=True)
     batch = json.loads(state["settings"])["batch_size"]
     return {"steps": state["step"], "batch_size": batch, "minutes": round(state["seconds"] / 60, 1)}
 

@@ -1,4 +1,4 @@
-"""Stage one: a KL autoencoder; optionally the decoder alone on a frozen encoder."""
+"""Stage one: a KL autoencoder."""
 
 import copy
 from dataclasses import dataclass, field
@@ -28,8 +28,7 @@ class AutoencoderSettings:
         norm_groups: groups of the group normalisation.
         gradient_weight: weight of the finite-difference term.
         kl_weight: weight of the KL term.
-        loop: optimisation of encoder and decoder.
-        decoder_loop: further optimisation of the decoder on the frozen encoder.
+        loop: optimisation.
     """
 
     channels: list[int] = field(default_factory=lambda: [48, 96])
@@ -37,10 +36,9 @@ class AutoencoderSettings:
     latent_channels: int = 4
     layers: int = 1
     norm_groups: int = 8
-    gradient_weight: float = 0.5
+    gradient_weight: float = 0.1
     kl_weight: float = 1e-5
-    loop: LoopSettings = field(default_factory=lambda: LoopSettings(12_000, 16, 1.5e-3))
-    decoder_loop: LoopSettings = field(default_factory=lambda: LoopSettings(12_000, 16, 1e-3))
+    loop: LoopSettings = field(default_factory=lambda: LoopSettings(10_000, 16, 1.5e-3))
 
 
 def build(settings: AutoencoderSettings, resolution: int) -> AutoencoderKL:
@@ -81,51 +79,19 @@ def train_autoencoder(
 ) -> AutoencoderKL:
     """Train encoder and decoder together; returns the EMA network."""
     network = build(settings, data.images.shape[-1]).to(device)
-    return _train(network, settings, settings.loop, data, folder, seed, device, frozen_encoder=False)
-
-
-def train_decoder(
-    network: AutoencoderKL,
-    settings: AutoencoderSettings,
-    data: TrainingImages,
-    folder: Path,
-    seed: int,
-    device: torch.device,
-) -> AutoencoderKL:
-    """Train the decoder further on the frozen encoder, so that latents stay what the denoiser has learnt."""
-    network = copy.deepcopy(network).to(device)
-    network.requires_grad_(True)
-    network.encoder.requires_grad_(False)
-    network.quant_conv.requires_grad_(False)
-    return _train(network, settings, settings.decoder_loop, data, folder, seed + 1, device, frozen_encoder=True)
-
-
-def _train(
-    network: AutoencoderKL,
-    settings: AutoencoderSettings,
-    loop_settings: LoopSettings,
-    data: TrainingImages,
-    folder: Path,
-    seed: int,
-    device: torch.device,
-    frozen_encoder: bool,
-) -> AutoencoderKL:
-    loop = TrainingLoop(network, copy.deepcopy(network), loop_settings, folder)
+    loop = TrainingLoop(network, copy.deepcopy(network), settings.loop, folder)
     validation = data.validation.to(device)
 
     def loss_function(step: int) -> dict[str, torch.Tensor]:
         generator = step_generator(seed, step)
-        x = data.batch(loop_settings.batch_size, generator).to(device)
-        with torch.set_grad_enabled(not frozen_encoder):
-            posterior = network.encode(F.pixel_unshuffle(x, settings.patch)).latent_dist
+        x = data.batch(settings.loop.batch_size, generator).to(device)
+        posterior = network.encode(F.pixel_unshuffle(x, settings.patch)).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=generator).to(device)
         latents = posterior.mean + posterior.std * noise
         output = F.pixel_shuffle(network.decode(latents).sample.float(), settings.patch)
-        terms = {"loss": reconstruction_loss(output, x, settings.gradient_weight)}
-        if not frozen_encoder:
-            kl = posterior.kl().float().mean() / latents[0].numel()
-            terms = {"loss": terms["loss"] + settings.kl_weight * kl, "kl": kl}
-        return terms | {"mse": (output - x).square().mean()}
+        kl = posterior.kl().float().mean() / latents[0].numel()
+        loss = reconstruction_loss(output, x, settings.gradient_weight) + settings.kl_weight * kl
+        return {"loss": loss, "kl": kl, "mse": (output - x).square().mean()}
 
     def validate(ema: nn.Module) -> dict[str, float]:
         return {"validation_psnr_db": mean_psnr_db(ema, validation, settings.patch)}

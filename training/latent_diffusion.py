@@ -39,8 +39,8 @@ class DenoiserSettings:
         loop: optimisation.
     """
 
-    channels: list[int] = field(default_factory=lambda: [64, 96, 128])
-    layers: int = 2
+    channels: list[int] = field(default_factory=lambda: [64, 128, 128])
+    layers: int = 1
     attention_levels: int = 2
     head_channels: int = 32
     norm_groups: int = 16
@@ -49,7 +49,7 @@ class DenoiserSettings:
     log_sigma_mean: float = -0.4
     log_sigma_std: float = 1.3
     bank_views: int = 6
-    loop: LoopSettings = field(default_factory=lambda: LoopSettings(8_000, 48, 8e-4, ema_decay=0.9995))
+    loop: LoopSettings = field(default_factory=lambda: LoopSettings(6_500, 48, 8e-4))
 
 
 def build(settings: DenoiserSettings, latent_shape: tuple[int, int, int]) -> UNet2DModel:

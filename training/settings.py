@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from training.autoencoder import AutoencoderSettings
 from training.latent_diffusion import DenoiserSettings
 
-STAGES = ("autoencoder", "decoder", "denoiser", "export")
+STAGES = ("autoencoder", "denoiser", "export")
 
 
 @dataclass
@@ -15,12 +15,12 @@ class TrainingSettings:
     Attributes:
         name: name of the prior; the trainings live in ``<save_dir>/<name>/<stage>``.
         save_dir: folder of the trainings.
-        data: folder of images, or an ``.npz`` file with ``train_images``.
-        large_data: for an ``.npz``: the same images at twice the resolution as JPEG bytes, for zooms; or null.
+        images: folder of images, or an ``.npz`` file with ``train_images``.
+        large_images: for an ``.npz``: the same images at twice the resolution as JPEG bytes, for zooms; or null.
         resolution: side of the images in pixels.
         zoom: probability that a training sample is a random crop of the large image.
         min_crop: smallest crop side as a fraction of the full frame.
-        stages: stages to run, in this order: autoencoder, decoder, denoiser, export.
+        stages: stages to run, in this order: autoencoder, denoiser, export.
         export_dir: where ``export`` writes the prior.
         source: one line for the card: which images, by whom, under which terms.
         licence: licence of the weights, for the card.
@@ -32,8 +32,8 @@ class TrainingSettings:
 
     name: str = "prior"
     save_dir: str = "trainings"
-    data: str = "???"
-    large_data: str | None = None
+    images: str = "???"
+    large_images: str | None = None
     resolution: int = 64
     zoom: float = 0.5
     min_crop: float = 0.5
