@@ -37,6 +37,17 @@ def draw_samples(prior: Prior, path: Path, seed: int, count: int = 32) -> None:
     )
 
 
+def write(prior: Prior, out: Path, seed: int, count: int) -> None:
+    """One grid if ``out`` ends in ``.png``, else a folder of single images."""
+    single = out.suffix != ".png"
+    (out if single else out.parent).mkdir(parents=True, exist_ok=True)
+    if not single:
+        draw_samples(prior, out, seed, count)
+        return
+    for index, image in enumerate(draw(prior, count, seed)):
+        save_png(out / f"{index:05d}.png", image)
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Draw images from a prior.")
@@ -50,16 +61,9 @@ def main() -> None:
     if arguments.count < 1:
         parser.error(f"--count {arguments.count}: must be at least 1")
     try:
-        prior = load_embedded(arguments.model)
-    except PriorError as error:
+        write(load_embedded(arguments.model), arguments.out, arguments.seed, arguments.count)
+    except (PriorError, OSError) as error:
         sys.exit(f"generate.py: {error}")
-    if arguments.out.suffix == ".png":
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        draw_samples(prior, arguments.out, arguments.seed, arguments.count)
-        return
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    for index, image in enumerate(draw(prior, arguments.count, arguments.seed)):
-        save_png(arguments.out / f"{index:05d}.png", image)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ Without arguments this is the demo: phase retrieval of a photograph and of synth
     python posterior_sample.py --help
 """
 
+from pathlib import Path
+
 import hydra
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -15,7 +17,7 @@ from evaluation.metrics import Evaluator, load_lpips
 from operators.operator import Operator
 from priors.prior import Prior, PriorError
 from runs.build import build_operator, build_prior, build_sampler_settings
-from runs.command_line import INTERRUPTED, fail, register, run
+from runs.command_line import CONFIG_DIR, FAILED, INTERRUPTED, fail, register, run
 from runs.console import results_table
 from runs.images import DataError, load_images, load_measurements
 from runs.reconstruct import Problem, Reconstructor
@@ -31,7 +33,8 @@ def load_problems(settings: RunSettings, prior: Prior, operator: Operator, devic
     """The measurements of this run: given ones, or simulated from images."""
     data = settings.data
     if data.measurement is not None:
-        y, ids = load_measurements(data.measurement, operator.measurement_shape(prior.image_shape))
+        shape = operator.measurement_shape(prior.image_shape)
+        y, ids = load_measurements(Path(data.measurement), shape, data.start_id, data.end_id)
         given = zip(ids, y.to(device), strict=True)
         return [Problem(i, f"measurement_{i:05d}", "measured", m[None], None) for i, m in given]
     images = load_images(data.kind, data.dir, data.path, data.split, data.start_id, data.end_id, prior.image_shape)
@@ -43,8 +46,11 @@ def load_problems(settings: RunSettings, prior: Prior, operator: Operator, devic
     return problems
 
 
-def sample(settings: RunSettings, config: dict) -> None:
+def sample(settings: RunSettings, config: dict) -> list[int]:
     """Run every image that is not finished yet, and print the table.
+
+    Returns:
+        Ids of the images that failed.
 
     Raises:
         SettingsError, DataError, PriorError: before any result is written.
@@ -79,17 +85,21 @@ def sample(settings: RunSettings, config: dict) -> None:
     metrics = folder.save_metrics()
     print("\n" + results_table(metrics, {p.image_id: p.name for p in problems}))
     print(f"\nresults in {folder.path}: metrics.json, sheets/, trajectory/, samples/, floats/")
+    return [r["image_id"] for r in metrics["status"]["per_image"] if r["state"] == "failed"]
 
 
-@hydra.main(version_base="1.3", config_path="configs", config_name="config")
+@hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="config")
 def main(config: DictConfig) -> None:
     """Compose, check, run; errors end in one sentence and a non-zero status."""
     try:
-        sample(OmegaConf.to_object(config), OmegaConf.to_container(config, resolve=True))
+        failed = sample(OmegaConf.to_object(config), OmegaConf.to_container(config, resolve=True))
     except (SettingsError, DataError, PriorError) as error:
         fail(PROGRAM, str(error))
     except KeyboardInterrupt:
         fail(PROGRAM, "interrupted; finished images are kept, the same command goes on", INTERRUPTED)
+    if failed:
+        ids = ", ".join(map(str, failed))
+        fail(PROGRAM, f"image {ids} failed (metrics.json, status, says why); the same command tries again", FAILED)
 
 
 if __name__ == "__main__":

@@ -8,25 +8,29 @@ Every stage logs curves, saves checkpoints and, started again, goes on exactly w
 """
 
 import json
-import sys
 from pathlib import Path
 
 import hydra
 import torch
-from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from generate import draw_samples
 from priors.autoencoder import KLAutoencoder
 from priors.embedded import read_config
+from runs.command_line import CONFIG_DIR, INTERRUPTED, fail, register, run
 from runs.images import DataError
+from runs.settings import SettingsError
 from training.autoencoder import build as build_autoencoder
 from training.autoencoder import train_autoencoder
 from training.data import TrainingImages, load_training_images, step_generator
 from training.export import export_prior
 from training.latent_diffusion import build as build_denoiser
 from training.latent_diffusion import train_denoiser
-from training.settings import STAGES, TrainingSettings
+from training.loop import load_weights
+from training.settings import TrainingSettings, validate
+
+PROGRAM = "train_prior.py"
+register("training_settings", TrainingSettings)
 
 
 def standardised(network: torch.nn.Module, patch: int, data: TrainingImages, seed: int) -> KLAutoencoder:
@@ -44,17 +48,16 @@ def load_stage(folder: Path, network: torch.nn.Module) -> torch.nn.Module:
     path = folder / "checkpoint.pt"
     if not path.exists():
         raise DataError(f"{path} does not exist: run that stage first")
-    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["ema"])
+    load_weights(network, torch.load(path, map_location="cpu", weights_only=True)["ema"], path)
     return network.eval().requires_grad_(False)
 
 
 def train(settings: TrainingSettings) -> None:
     """Run the stages that ``settings.stages`` names."""
-    unknown = [s for s in settings.stages if s not in STAGES]
-    if unknown:
-        raise DataError(f"stages={unknown}: allowed are {', '.join(STAGES)}")
-    use_cuda = settings.device == "cuda" or (settings.device == "auto" and torch.cuda.is_available())
-    device = torch.device("cuda" if use_cuda else "cpu")
+    validate(settings)
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise SettingsError("device=cuda: torch sees no CUDA device; use device=cpu or device=auto")
+    device = torch.device("cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu")
     folder = Path(settings.save_dir) / settings.name
     large = Path(settings.large_images) if settings.large_images else None
     data = load_training_images(Path(settings.images), large, settings.resolution, settings.zoom, settings.min_crop)
@@ -92,17 +95,16 @@ def progress(folder: Path) -> dict[str, float]:
     return {"steps": state["step"], "batch_size": batch, "minutes": round(state["seconds"] / 60, 1)}
 
 
-ConfigStore.instance().store(name="training_settings", node=TrainingSettings)
-
-
-@hydra.main(version_base="1.3", config_path="configs", config_name="train_prior")
+@hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="train_prior")
 def main(config: DictConfig) -> None:
-    """Compose, check and train."""
+    """Compose, check and train; errors end in one sentence and a non-zero status."""
     try:
         train(OmegaConf.to_object(config))
-    except DataError as error:
-        sys.exit(f"train_prior.py: {error}")
+    except (SettingsError, DataError) as error:
+        fail(PROGRAM, str(error))
+    except KeyboardInterrupt:
+        fail(PROGRAM, "interrupted; the same command goes on from the last checkpoint", INTERRUPTED)
 
 
 if __name__ == "__main__":
-    main()
+    run(PROGRAM, "train_prior", main)

@@ -19,6 +19,16 @@ from priors.autoencoder import KLAutoencoder
 from priors.prior import Prior, PriorError
 
 CONFIG, AUTOENCODER, DENOISER = "config.json", "autoencoder.safetensors", "denoiser.safetensors"
+ENTRIES = {
+    "name": str,
+    "patch": int,
+    "latent_mean": list,
+    "latent_std": list,
+    "sigma_data": int | float,
+    "noise_scale": int | float,
+    "autoencoder": dict,
+    "denoiser": dict,
+}
 
 
 class UNetNetwork(nn.Module):
@@ -63,18 +73,17 @@ def load_embedded(folder: Path, device: torch.device | str = "cpu", dtype: torch
         PriorError: a file is missing, damaged, or does not fit the configuration.
     """
     config = read_config(folder)
-    autoencoder = KLAutoencoder(
-        _load_network(AutoencoderKL, config["autoencoder"], folder / AUTOENCODER),
-        config["patch"],
-        torch.tensor(config["latent_mean"]),
-        torch.tensor(config["latent_std"]),
-    )
+    network, patch = _load_network(AutoencoderKL, config["autoencoder"], folder / AUTOENCODER), config["patch"]
+    counts = {len(config["latent_mean"]), len(config["latent_std"]), network.config.latent_channels}
+    if patch < 1 or len(counts) > 1:
+        raise PriorError(f"{folder / CONFIG} is damaged: patch, latent_mean and latent_std do not fit the autoencoder")
+    statistics = (torch.tensor(config[key]) for key in ("latent_mean", "latent_std"))
+    autoencoder = KLAutoencoder(network, patch, *statistics)
     unet = _load_network(UNet2DModel, config["denoiser"], folder / DENOISER)
     denoiser = EDMDenoiser(UNetNetwork(unet), config["sigma_data"], config["noise_scale"])
     for module in (autoencoder, denoiser):
         module.to(device, dtype).eval().requires_grad_(False)
-    side = config["autoencoder"]["sample_size"] * config["patch"]
-    channels = config["autoencoder"]["in_channels"] // config["patch"] ** 2
+    side, channels = network.config.sample_size * patch, network.config.in_channels // patch**2
     return Prior(
         name=config["name"],
         autoencoder=autoencoder,
@@ -87,14 +96,23 @@ def load_embedded(folder: Path, device: torch.device | str = "cpu", dtype: torch
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """``config.json`` of a prior's folder."""
+    """``config.json`` of a prior's folder.
+
+    Raises:
+        PriorError: it is missing, damaged, or lacks an entry.
+    """
     path = folder / CONFIG
     if not path.is_file():
         raise PriorError(f"no prior in {folder}: {CONFIG} is missing (model.path names the folder of a trained prior)")
     try:
-        return json.loads(path.read_text())
+        config = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise PriorError(f"{path} is damaged: {error}") from error
+    entries = config if isinstance(config, dict) else {}
+    wrong = [key for key, kind in ENTRIES.items() if not isinstance(entries.get(key), kind)]
+    if wrong:
+        raise PriorError(f"{path} is damaged: no valid entry {', '.join(wrong)}; export the prior again")
+    return config
 
 
 def public_config(network: nn.Module) -> dict[str, Any]:
@@ -113,9 +131,13 @@ def _load_network(kind: type[nn.Module], config: dict[str, Any], path: Path) -> 
         weights = load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise PriorError(f"{path} is not a readable safetensors file (truncated download?): {error}") from error
-    network = kind(**config)
+    try:
+        network = kind(**config)
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise PriorError(f"{path.parent / CONFIG} describes no {kind.__name__}: {error}") from error
     try:
         network.load_state_dict({name: value.float() for name, value in weights.items()})
     except RuntimeError as error:
-        raise PriorError(f"{path} does not fit {CONFIG}: {error}") from error
+        first = str(error).splitlines()[1].strip()[:160]  # the whole list can name hundreds of tensors
+        raise PriorError(f"{path} does not fit {CONFIG}: {first} ...") from error
     return network

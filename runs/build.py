@@ -1,6 +1,7 @@
 """From settings to objects: prior, operator, sampler settings."""
 
 import importlib
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from diffusion.paths import PATHS
 from operators.operator import Operator
 from operators.phase_retrieval import PhaseRetrieval
 from priors.embedded import load_embedded
-from priors.prior import Prior, PriorError, in_bfloat16
+from priors.prior import Prior, in_bfloat16
 from runs.settings import RunSettings, SettingsError, TaskSettings, resolve_chain
 from sampler import SamplerSettings
 
@@ -28,22 +29,40 @@ def import_target(key: str, target: str) -> Callable[..., Any]:
     module_name, _, attribute = target.partition(":")
     try:
         return getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise SettingsError(f"{key}={target}: cannot be imported as package.module:factory ({error})") from error
+
+
+def call_target(key: str, target: str, kind: type, **arguments: Any) -> Any:
+    """What the factory ``target`` makes of ``arguments``, an instance of ``kind``.
+
+    Raises:
+        SettingsError: it does not exist, does not take these arguments, or returns something else.
+    """
+    factory = import_target(key, target)
+    try:
+        inspect.signature(factory).bind(**arguments)
+    except TypeError as error:
+        raise SettingsError(f"{key}={target}: cannot be called with {', '.join(arguments)}: {error}") from error
+    product = factory(**arguments)
+    if not isinstance(product, kind):
+        raise SettingsError(
+            f"{key}={target} returned {type(product).__name__}, not a {kind.__module__}.{kind.__name__}"
+        )
+    return product
 
 
 def build_prior(settings: RunSettings, device: torch.device) -> Prior:
     """Load the prior that ``settings.model`` names.
 
     Raises:
-        PriorError: it cannot be loaded.
+        SettingsError: ``model.target`` names no factory of priors.
+        PriorError: the prior cannot be loaded.
     """
     model = settings.model
     if model.kind == "custom":
-        factory = import_target("model.target", model.target)
-        prior = factory(device=device, compat=settings.compat, **model.options)
-        if not isinstance(prior, Prior):
-            raise PriorError(f"model.target={model.target} returned {type(prior).__name__}, not a priors.prior.Prior")
+        arguments = {"device": device, "compat": settings.compat, **model.options}
+        prior = call_target("model.target", model.target, Prior, **arguments)
     else:
         path = Path(model.path)
         prior = load_embedded(path if path.is_absolute() else ROOT / path, device)
@@ -53,7 +72,7 @@ def build_prior(settings: RunSettings, device: torch.device) -> Prior:
 def build_operator(task: TaskSettings) -> Operator:
     """The measurement operator that ``settings.task`` names."""
     if task.kind == "custom":
-        return import_target("task.target", task.target)(**task.options)
+        return call_target("task.target", task.target, Operator, **task.options)
     return PhaseRetrieval(task.oversample, task.noise_sigma)
 
 

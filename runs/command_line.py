@@ -12,10 +12,10 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "configs"
-BAD_INPUT, INTERRUPTED = 2, 130
+FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
 
 def register(name: str, node: type) -> None:
@@ -43,13 +43,16 @@ def all_keys(config: Any, prefix: str = "") -> list[str]:
 def check_overrides(config_name: str, arguments: list[str]) -> str | None:
     """Try to compose; a sentence about what is wrong, or None."""
     overrides = [a for a in arguments if "=" in a or a.startswith("~")]
-    stray = [a for a in arguments if "=" not in a and not a.startswith(("-", "~"))]
+    if any(a.startswith("-") for a in arguments):
+        return None  # an option of Hydra's own: --help, --cfg job, --multirun
+    stray = [a for a in arguments if "=" not in a and not a.startswith("~")]
     if stray:
         return f"'{stray[0]}' is no override: write key=value, for example data.end_id=1"
-    if any(a in ("-m", "--multirun") for a in arguments):
-        return None
     try:
-        compose_config(config_name, overrides)
+        config = compose_config(config_name, overrides)
+        OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        return f"{error.full_key} is not set: add {error.full_key}=VALUE"
     except (HydraException, OmegaConfBaseException) as error:
         return explain(config_name, overrides, error)
     return None
@@ -80,7 +83,8 @@ def explain(config_name: str, overrides: list[str], error: Exception) -> str:
             compose_config(config_name, [override])
         except (HydraException, OmegaConfBaseException):
             return f"{override}: {reason}"
-    return reason
+    key = getattr(error, "full_key", None)
+    return f"{key}: {reason}" if key else reason
 
 
 def _open_ended(key: str) -> bool:
@@ -90,7 +94,7 @@ def _open_ended(key: str) -> bool:
 def run(program: str, config_name: str, hydra_main: Callable[[], Any]) -> None:
     """Check the command line, then hand over to a ``hydra.main`` function; errors end in one sentence.
 
-    Exit status: 0, 2 for input that cannot be used, 130 after Ctrl-C.
+    Exit status: 0, 1 if an image failed, 2 for input that cannot be used, 130 after Ctrl-C.
     """
     problem = check_overrides(config_name, sys.argv[1:])
     if problem is not None:

@@ -5,6 +5,8 @@ Grey, RGBA, 16-bit, EXIF-rotated and non-square files are converted: transparenc
 """
 
 import re
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +15,8 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+DAMAGED_IMAGE = (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+DAMAGED_NPZ = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
 NUM_VALIDATION_GROUPS = 150
 DEMO_FOLDER = Path(__file__).resolve().parent.parent / "assets" / "demo"
 PHOTOGRAPH_CENTRE = (0.63, 0.5)  # the middle between the eyes
@@ -47,7 +51,7 @@ def to_unit_float(image: Image.Image) -> Image.Image:
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image, dtype=np.float64)
-        top = 65535.0 if values.max() > 255 else 255.0
+        top = 65535.0 if image.mode.startswith("I;16") or values.max() > 255 else 255.0
         image = Image.fromarray(np.clip(np.round(values / top * 255), 0, 255).astype(np.uint8))
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
@@ -64,7 +68,7 @@ def load_image(path: Path, resolution: int, channels: int = 3) -> np.ndarray:
     try:
         with Image.open(path) as opened:
             image = to_unit_float(opened)
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+    except DAMAGED_IMAGE as error:
         raise DataError(f"{path} is not a readable image: {error}") from error
     if min(image.size) < resolution // 2:
         raise DataError(
@@ -89,9 +93,10 @@ def image_files(folder: Path) -> list[Path]:
     if not found:
         raise DataError(f"data.dir={folder} holds no image ({', '.join(sorted(SUFFIXES))})")
 
-    def natural(path: Path) -> list[object]:
-        parts = re.split(r"(\d+)", str(path.relative_to(folder)).lower())
-        return [int(p) if p.isdigit() else p for p in parts]
+    def natural(path: Path) -> tuple[list[object], str]:
+        name = str(path.relative_to(folder))
+        parts = re.split(r"(\d+)", name.lower())  # text and digits alternate
+        return [int(p) if i % 2 else p for i, p in enumerate(parts)], name  # the name itself parts 1.png and 01.png
 
     return sorted(found, key=natural)
 
@@ -106,7 +111,7 @@ def open_npz(path: Path) -> np.lib.npyio.NpzFile:
         raise DataError(f"{path} does not exist")
     try:
         archive = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except DAMAGED_NPZ as error:
         raise DataError(f"{path} is not a readable .npz file: {error}") from error
     if not isinstance(archive, np.lib.npyio.NpzFile):
         raise DataError(f"{path} is not an .npz archive")
@@ -119,7 +124,7 @@ def read_array(archive: np.lib.npyio.NpzFile, key: str, path: Path) -> np.ndarra
         raise DataError(f"{path} has no array '{key}' (it holds {', '.join(archive.files)})")
     try:
         return archive[key]
-    except (OSError, ValueError, EOFError) as error:
+    except DAMAGED_NPZ as error:
         raise DataError(f"{path}: array '{key}' is damaged: {error}") from error
 
 
@@ -146,7 +151,9 @@ def npz_split(path: Path, split: str) -> np.ndarray:
         else:
             images = read_array(archive, "train_images", path)
             has_groups = "train_dupgroup" in archive.files
-            groups = archive["train_dupgroup"] if has_groups else np.arange(len(images))
+            groups = read_array(archive, "train_dupgroup", path) if has_groups else np.arange(len(images))
+            if groups.shape != (len(images),):
+                raise DataError(f"{path}: train_dupgroup has shape {groups.shape}, expected ({len(images)},)")
             held_out = validation_indices(groups)
             rest = np.setdiff1d(np.arange(len(images)), held_out)
             images = images[held_out if split == "validation" else rest]
@@ -155,14 +162,15 @@ def npz_split(path: Path, split: str) -> np.ndarray:
     return images if images.ndim == 4 else images[..., None]
 
 
-def demo_images(resolution: int) -> ImageSet:
+def demo_images(resolution: int, channels: int = 3) -> ImageSet:
     """The photograph of a cat that scikit-image ships, and cats drawn from the embedded prior (synthetic)."""
     import skimage.data
 
-    photograph = Image.fromarray(skimage.data.chelsea())
+    photograph = Image.fromarray(skimage.data.chelsea()).convert("L" if channels == 1 else "RGB")
     square = ImageOps.fit(photograph, (resolution, resolution), Image.Resampling.LANCZOS, centering=PHOTOGRAPH_CENTRE)
     files = sorted(DEMO_FOLDER.glob("synthetic_*.png"))
-    arrays = [np.asarray(square)] + [load_image(path, resolution) for path in files]
+    arrays = [np.asarray(square).reshape(resolution, resolution, channels)]
+    arrays += [load_image(path, resolution, channels) for path in files]
     names = ("chelsea", *(path.stem for path in files))
     origins = ("photograph", *("synthetic" for _ in files))
     return ImageSet(to_tensor(np.stack(arrays)), tuple(range(len(arrays))), names, origins)
@@ -175,6 +183,8 @@ def select_ids(images: ImageSet, start_id: int, end_id: int | None) -> ImageSet:
         DataError: the range leaves the data set.
     """
     total = len(images)
+    if total == 0:
+        raise DataError("the data set holds no image")
     stop = total if end_id is None else end_id
     if not 0 <= start_id < stop <= total:
         raise DataError(
@@ -201,7 +211,7 @@ def load_images(
     """
     channels, resolution = shape[0], shape[-1]
     if kind == "demo":
-        return select_ids(demo_images(resolution), start_id, end_id)
+        return select_ids(demo_images(resolution, channels), start_id, end_id)
     if kind == "folder":
         files = image_files(Path(dir))
         placeholder = torch.empty(len(files), 0)
@@ -220,17 +230,32 @@ def load_images(
     return select_ids(everything, start_id, end_id)
 
 
-def load_measurements(path: Path, shape: tuple[int, ...]) -> tuple[torch.Tensor, tuple[int, ...]]:
+def load_measurements(
+    path: Path, shape: tuple[int, ...], start_id: int = 0, end_id: int | None = None
+) -> tuple[torch.Tensor, tuple[int, ...]]:
     """Measurements ``y`` ``(N, ...)`` and their image ids from an ``.npz`` (``y``, optional ``image_ids``).
 
+    Args:
+        path: the file.
+        shape: shape of one measurement.
+        start_id: ids below it are left out.
+        end_id: ids from it on are left out, unless None.
+
     Raises:
-        DataError: the file, the array or its shape do not fit.
+        DataError: the file, an array or the ids do not fit.
     """
     with open_npz(path) as archive:
-        y = torch.from_numpy(read_array(archive, "y", path)).float()
-        ids = tuple(archive["image_ids"].tolist()) if "image_ids" in archive.files else tuple(range(len(y)))
-    if tuple(y.shape[1:]) != tuple(shape):
-        raise DataError(f"{path}: y has shape {tuple(y.shape)}, expected (N, {', '.join(map(str, shape))})")
-    if not bool(y.isfinite().all()):
+        y = read_array(archive, "y", path)
+        given = "image_ids" in archive.files
+        ids = read_array(archive, "image_ids", path) if given else np.arange(len(y) if y.ndim else 0)
+    if y.dtype.kind not in "fiu" or y.ndim == 0 or y.shape[1:] != tuple(shape):
+        raise DataError(f"{path}: y is {y.dtype} {y.shape}, expected real numbers (N, {', '.join(map(str, shape))})")
+    y = y.astype(np.float32)
+    if not np.isfinite(y).all():
         raise DataError(f"{path}: y holds NaN or infinite values")
-    return y, ids
+    if ids.dtype.kind not in "iu" or ids.shape != (len(y),) or len(np.unique(ids)) < len(ids) or (ids < 0).any():
+        raise DataError(f"{path}: image_ids must be {len(y)} distinct whole numbers from 0, one a measurement")
+    chosen = (ids >= start_id) & (ids < end_id if end_id is not None else True)
+    if not chosen.any():
+        raise DataError(f"data.start_id={start_id}, data.end_id={end_id}: {path} has the ids {ids.tolist()[:20]}")
+    return torch.from_numpy(y[chosen]), tuple(ids[chosen].tolist())

@@ -123,22 +123,23 @@ class Reconstructor:
             state = loop.sample(problem.y, streams, self.particle_ids, Info())
             clock.leave()
         result = self._evaluate(problem, state)
+        seconds = time.perf_counter() - started  # pictures are not part of the method
         self._save_floats(result)
         self._draw(result, trajectory.decoded(self.prior, device) if self.save_trajectory else [])
-        return self._record(result, clock, time.perf_counter() - started)
+        return self._record(result, clock, seconds)
 
     def _evaluate(self, problem: Problem, state: State) -> Result:
-        alive = ~state.diverged
-        decoded, ids = self.prior.decode(state.z0_y[alive]), state.particle_id[alive].tolist()
-        loss = self.operator.loss(decoded, state.y[alive])
-        images = decoded.clamp(-1, 1)
+        decoded = self.prior.decode(state.z0_y)
+        loss = self.operator.loss(decoded, state.y)
+        alive = ~state.diverged & loss.isfinite()  # a finite latent can still decode to infinity
+        images, loss, ids = decoded[alive].clamp(-1, 1), loss[alive], state.particle_id[alive].tolist()
         selection = scores = modes = None
         if ids:
             selection = select(self.prior, images, loss, self.operator.symmetries())
         if ids and problem.truth is not None:
             scores = self.evaluator(images, problem.truth)
             modes = find_modes(images, problem.truth, scores.aligned["psnr"])
-        return Result(problem, images, loss, ids, state.particle_id[state.diverged].tolist(), selection, scores, modes)
+        return Result(problem, images, loss, ids, state.particle_id[~alive].tolist(), selection, scores, modes)
 
     def _save_floats(self, result: Result) -> None:
         arrays = {"y": result.problem.y, "estimates": result.images}

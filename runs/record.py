@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from evaluation.modes import THRESHOLDS
-from runs.settings import SettingsError, config_sha256
+from runs.settings import NOT_IN_HASH, SettingsError, config_sha256
 
 SCHEMA = 1
 METRICS = ("psnr", "ssim", "lpips")
@@ -61,9 +61,9 @@ class RunFolder:
     def _check(self) -> None:
         existing = self.path / "config.yaml"
         if existing.exists():
-            theirs = yaml.safe_load(existing.read_text())
-            if not isinstance(theirs, dict) or config_sha256(theirs) != config_sha256(self.config):
-                changed = _changed_keys(theirs if isinstance(theirs, dict) else {}, self.config)
+            theirs = _read_config(existing)
+            if config_sha256(theirs) != config_sha256(self.config):
+                changed = _changed_keys(theirs, self.config)
                 raise SettingsError(
                     f"{self.path} holds a run with another configuration (it differs in {', '.join(changed[:6])}); "
                     "choose another name= or save_dir=, or remove that folder"
@@ -108,13 +108,25 @@ class RunFolder:
         return self.path / "records" / f"{image_id:05d}.json"
 
 
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError):
+        config = None
+    if not isinstance(config, dict) or not isinstance(config.get("data"), dict):
+        raise SettingsError(
+            f"{path} is not the configuration of a run; choose another name= or save_dir=, or remove that folder"
+        )
+    return config
+
+
 def _changed_keys(theirs: dict[str, Any], ours: dict[str, Any], prefix: str = "") -> list[str]:
     changed = []
     for key in sorted(set(theirs) | set(ours)):
         a, b = theirs.get(key), ours.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
             changed += _changed_keys(a, b, f"{prefix}{key}.")
-        elif a != b and key not in ("save_dir", "name", "device", "gpu", "start_id", "end_id"):
+        elif a != b and key not in (*NOT_IN_HASH, "start_id", "end_id"):
             changed.append(f"{prefix}{key}")
     return changed
 
@@ -222,11 +234,10 @@ def _metric(done: list[Record], name: str, lower_is_better: bool) -> dict[str, A
     return {"per_image": rows, "overall": overall}
 
 
-def _modes(done: list[Record]) -> dict[str, Any]:
+def _modes(done: list[Record]) -> dict[str, Any] | None:
     rows = [{"image_id": r["image_id"], **r["modes"]} for r in done if r["modes"] is not None]
     if not rows:
-        rates = ("success_rate", "particle_success_rate", "coverage_mean")
-        return {"per_image": None, "overall": dict.fromkeys(rates)}
+        return None
     particles = [s for r in rows for s in r["solved"]]
     overall = {
         "success_rate": mean([float(any(r["solved"])) for r in rows]),

@@ -247,6 +247,11 @@ class Checks:
         if value not in allowed:
             self.problems.append(f"{key}={value}: allowed are {', '.join(allowed)}")
 
+    def folder_name(self, key: str, value: str) -> None:
+        path = Path(value)  # the name of "." is empty: results would spill over the folder above
+        plain = bool(path.name.strip()) and ".." not in path.parts and not path.is_absolute() and len(value) <= 200
+        self.require(plain, f"{key}='{value}': must be a plain folder name below save_dir, of 1 to 200 characters")
+
     def number(self, key: str, value: float, low: float, high: float = math.inf, open_low: bool = False) -> None:
         inside = (low < value if open_low else low <= value) and value <= high
         if not (math.isfinite(value) and inside):
@@ -279,11 +284,8 @@ def validate(settings: RunSettings) -> None:
 
 
 def _check_top(settings: RunSettings, checks: Checks) -> None:
-    checks.require(bool(settings.name.strip()), "name='': a run needs a name (its results are <save_dir>/<name>)")
-    checks.require(
-        ".." not in Path(settings.name).parts and not Path(settings.name).is_absolute(),
-        f"name={settings.name}: must be a plain folder name below save_dir",
-    )
+    checks.folder_name("name", settings.name)
+    checks.require(bool(settings.save_dir.strip()), "save_dir='': name the folder of all results, such as results")
     checks.number("num_samples", settings.num_samples, 1, 4096)
     ids = settings.particle_ids
     if ids is not None:

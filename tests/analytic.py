@@ -108,11 +108,6 @@ def stream_chain_noise(state, level):
     return draw, draw_uniform
 
 
-def silent_chain_noise(state, level):
-    """A stand-in for ``sampler.chain_noise`` without noise."""
-    return lambda: torch.zeros_like(state.z), lambda: torch.full((len(state),), 0.5, dtype=state.z.dtype)
-
-
 def moments(columns):
     """Mean and covariance of the answer from the run of :class:`ImpulseStreams`."""
     rows = columns.flatten(1).numpy()

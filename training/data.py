@@ -82,15 +82,22 @@ def load_training_images(
         resolution: side ``R`` in pixels.
         zoom: see :class:`TrainingImages`.
         min_crop: see :class:`TrainingImages`.
+
+    Raises:
+        DataError: the files cannot be read or do not fit, or too few images are left to train on.
     """
     if path.is_dir():
         return _from_folder(path, resolution, zoom, min_crop)
     train, validation = npz_split(path, "train"), npz_split(path, "validation")
-    if train.shape[1] != resolution:
-        raise DataError(f"{path} holds {train.shape[1]} px images, the prior needs {resolution} px")
+    if train.shape[1:] != (resolution, resolution, 3):
+        raise DataError(f"{path} holds images of shape {train.shape[1:]}, the prior needs {resolution} px RGB")
+    if len(train) == 0:
+        raise DataError(f"{path}: all {len(validation)} images are held out for validation, none is left to train on")
     large = None
     if large_path is not None:
         everything = _decode_jpegs(large_path)
+        if len(everything) != len(train) + len(validation):
+            raise DataError(f"{large_path} holds {len(everything)} images, {path} {len(train) + len(validation)}")
         with open_npz(path) as archive:
             groups = archive["train_dupgroup"] if "train_dupgroup" in archive.files else np.arange(len(everything))
         large = _channels_first(np.delete(everything, validation_indices(groups), axis=0))
@@ -99,6 +106,8 @@ def load_training_images(
 
 def _from_folder(path: Path, resolution: int, zoom: float, min_crop: float) -> TrainingImages:
     files = image_files(path)
+    if len(files) < 2:
+        raise DataError(f"{path} holds {len(files)} image: a training needs at least 2, one of them held out")
     held_out = set(range(0, len(files), max(len(files) // 150, 10)))
     small = np.stack([load_image(f, resolution) for f in files])
     large = np.stack([load_image(f, 2 * resolution) for f in files])

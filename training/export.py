@@ -13,6 +13,7 @@ from operators.phase_retrieval import PhaseRetrieval, rotate_180
 from priors.autoencoder import KLAutoencoder
 from priors.embedded import CONFIG, load_embedded, read_config, save_embedded
 from priors.prior import Prior
+from runs.record import finite
 from runs.rng import measurement_generator
 from training.latent_diffusion import DenoiserSettings, denoising_errors, wrap
 
@@ -32,7 +33,7 @@ def export_prior(
     config = read_config(folder)
     config["figures"] = {"validation": prior_figures(prior, validation)}
     config["misfit_excess"] = {operator.name: misfit_excess(prior, operator, validation[:32])}
-    (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n")
+    (folder / CONFIG).write_text(json.dumps(finite(config), indent=1, allow_nan=False) + "\n")
     return load_embedded(folder)
 
 

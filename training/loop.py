@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from runs.images import DataError
+
 LossFunction = Callable[[int], dict[str, torch.Tensor]]
 ValidationFunction = Callable[[nn.Module], dict[str, float]]
 
@@ -42,6 +44,20 @@ class LoopSettings:
     log_every: int = 50
     checkpoint_every: int = 500
     bfloat16: bool = True
+
+
+def load_weights(network: nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:
+    """Load ``weights`` that come from ``path``.
+
+    Raises:
+        DataError: they belong to another network.
+    """
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise DataError(
+            f"{path} holds another network than these settings describe; choose another name= or remove its folder"
+        ) from error
 
 
 class TrainingLoop:
@@ -97,8 +113,8 @@ class TrainingLoop:
         if not path.exists():
             return
         state = torch.load(path, map_location="cpu", weights_only=True)
-        self.model.load_state_dict(state["model"])
-        self.ema.load_state_dict(state["ema"])
+        load_weights(self.model, state["model"], path)
+        load_weights(self.ema, state["ema"], path)
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds = state["step"], state["seconds"]
         self._rewind_curve()

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from runs.settings import DEVICES, Checks
 from training.autoencoder import AutoencoderSettings
 from training.latent_diffusion import DenoiserSettings
 
@@ -45,3 +46,33 @@ class TrainingSettings:
     device: str = "auto"
     autoencoder: AutoencoderSettings = field(default_factory=AutoencoderSettings)
     denoiser: DenoiserSettings = field(default_factory=DenoiserSettings)
+
+
+def validate(settings: TrainingSettings) -> None:
+    """Check what would otherwise fail in the middle of a training.
+
+    Raises:
+        SettingsError: with one line a problem: the key, the value, what is allowed.
+    """
+    checks = Checks()
+    checks.folder_name("name", settings.name)
+    for stage in settings.stages:
+        checks.choice("stages", stage, STAGES)
+    checks.choice("device", settings.device, DEVICES)
+    checks.number("zoom", settings.zoom, 0, 1)
+    checks.number("min_crop", settings.min_crop, 0, 1, open_low=True)
+    checks.number("seed", settings.seed, 0)
+    one, two = settings.autoencoder, settings.denoiser
+    halvings = len(one.channels) + len(two.channels) - 2
+    divisor = max(one.patch, 1) * 2**halvings
+    checks.require(
+        settings.resolution > 0 and settings.resolution % divisor == 0,
+        f"resolution={settings.resolution}: must be a multiple of {divisor} "
+        "(autoencoder.patch, halved at each further level of both networks)",
+    )
+    checks.number("autoencoder.patch", one.patch, 1)
+    for stage, loop in (("autoencoder", one.loop), ("denoiser", two.loop)):
+        checks.number(f"{stage}.loop.learning_rate", loop.learning_rate, 0, open_low=True)
+        for key in ("num_steps", "batch_size", "warmup_steps", "log_every", "checkpoint_every"):
+            checks.number(f"{stage}.loop.{key}", getattr(loop, key), 1)
+    checks.finish()

@@ -78,9 +78,7 @@ class NetworkOf:
 
 
 @pytest.mark.parametrize("sigma", SIGMAS.values(), ids=SIGMAS)
-@pytest.mark.parametrize(
-    ("wrapper", "predicts"), [(EpsilonDenoiser, "epsilon"), (VDenoiser, "v"), (X0Denoiser, "x0")]
-)
+@pytest.mark.parametrize(("wrapper", "predicts"), [(EpsilonDenoiser, "epsilon"), (VDenoiser, "v"), (X0Denoiser, "x0")])
 def test_wrapped_network_is_the_denoiser_it_was_made_from(wrapper, predicts, sigma):
     denoiser, z = gaussian(), noisy()
     wrapped = wrapper(NetworkOf(denoiser, predicts), NOISE)

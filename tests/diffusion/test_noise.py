@@ -76,10 +76,10 @@ def test_latent_timestep_and_the_one_that_daps_feeds(sigma, own, official):
     assert ContinuousVPNoise().sigma_to_t(sigma).item() == pytest.approx(official, abs=0.1)
 
 
-def test_continuous_map_is_right_for_ddpm_checkpoints():
-    sigma = torch.tensor([0.1, 1.0, 10.0], dtype=torch.float64)
-    difference = ContinuousVPNoise().sigma_to_t(sigma) - discrete("linear").sigma_to_t(sigma)
-    assert difference.abs().max() < 1
+def test_continuous_map_is_right_for_ddpm_checkpoints_and_wrong_for_latent_ones():
+    sigma, official = torch.tensor([0.1, 1.0, 10.0], dtype=torch.float64), ContinuousVPNoise()
+    assert (official.sigma_to_t(sigma) - discrete("linear").sigma_to_t(sigma)).abs().max() < 2
+    assert (official.sigma_to_t(sigma) - LATENT.sigma_to_t(sigma)).abs().max() > 60
 
 
 def test_continuous_map_round_trip():

@@ -36,7 +36,15 @@ def test_end_changes_the_last_node_only(build):
 @pytest.mark.parametrize("build", PATHS.values(), ids=PATHS)
 @pytest.mark.parametrize(
     "arguments",
-    [(0, 10.0, 0.1), (5, 0.1, 10.0), (5, 1.0, 1.0), (5, 10.0, 0.0), (5, 10.0, -1.0), (5, math.inf, 0.1), (5, 10.0, math.nan)],
+    [
+        (0, 10.0, 0.1),
+        (5, 0.1, 10.0),
+        (5, 1.0, 1.0),
+        (5, 10.0, 0.0),
+        (5, 10.0, -1.0),
+        (5, math.inf, 0.1),
+        (5, 10.0, math.nan),
+    ],
 )
 def test_impossible_paths_are_refused(build, arguments):
     with pytest.raises(ValueError, match="num_steps >= 1 and 0 < sigma_min < sigma_max"):

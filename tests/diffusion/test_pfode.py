@@ -4,8 +4,8 @@ import torch
 from analytic import F64, normal
 
 from diffusion.analytic import GaussianDenoiser
-from diffusion.pfode import DiffusionPFODE
 from diffusion.paths import edm_path, ve_path
+from diffusion.pfode import DiffusionPFODE
 
 SHAPE = (2, 3, 1)
 MEAN, VARIANCE = normal(*SHAPE, seed=1), 0.49
@@ -68,7 +68,11 @@ def test_derivative_is_minus_sigma_times_score():
     torch.testing.assert_close(ode().derivative(z, 1.5), expected, rtol=1e-12, atol=1e-12)
 
 
-SCALES = {"number": 0.3, "tensor": torch.tensor(0.3, dtype=F64), "per_particle": torch.tensor([0.0, 0.3, -1.0], dtype=F64)}
+SCALES = {
+    "number": 0.3,
+    "tensor": torch.tensor(0.3, dtype=F64),
+    "per_particle": torch.tensor([0.0, 0.3, -1.0], dtype=F64),
+}
 
 
 @pytest.mark.parametrize("scale", SCALES.values(), ids=SCALES)
@@ -116,7 +120,9 @@ def test_cleared_repulsion_leaves_no_trace(solver):
     assert torch.equal(used.solve(z, path), before)
 
 
-@pytest.mark.parametrize(("solver", "end", "calls"), [("euler", "zero", 7), ("heun", "zero", 13), ("heun", "sigma_min", 14)])
+@pytest.mark.parametrize(
+    ("solver", "end", "calls"), [("euler", "zero", 7), ("heun", "zero", 13), ("heun", "sigma_min", 14)]
+)
 def test_denoiser_is_never_asked_about_sigma_zero(solver, end, calls):
     plain, seen = GaussianDenoiser(MEAN, VARIANCE), []
 

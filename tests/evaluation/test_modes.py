@@ -1,0 +1,127 @@
+import pytest
+import torch
+from analytic import normal
+
+from evaluation.metrics import psnr_db
+from evaluation.modes import find_modes, label
+
+
+def flipped(x):
+    return x.flip((-2, -1))
+
+
+def truth_image(channels=3, seed=1):
+    """A photograph's worth of numbers: not symmetric, mean far from 0."""
+    x = normal(1, channels, 16, 16, seed=seed, dtype=torch.float32)
+    return (0.2 * x + 0.3).clamp(-1, 1)
+
+
+def modes(x, truth, aligned=None):
+    return find_modes(x, truth, [30.0] * len(x) if aligned is None else aligned)
+
+
+TRUTH = truth_image()
+NOISE = 0.3 * normal(1, 3, 16, 16, seed=2, dtype=torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("x", "expected"),
+    [
+        (TRUTH, "0"),
+        (0.9 * TRUTH + 0.05, "0"),
+        (TRUTH + 0.3 * NOISE, "0"),
+        (flipped(TRUTH), "180"),
+        (0.85 * flipped(TRUTH) + 0.15 * TRUTH, "180"),
+        ((TRUTH + flipped(TRUTH)) / 2, "mixed"),
+        (0.7 * TRUTH + 0.3 * flipped(TRUTH), "mixed"),
+        (NOISE, "none"),
+        (torch.zeros_like(TRUTH), "none"),
+        (TRUTH.mean().expand_as(TRUTH), "none"),
+        (-TRUTH, "180"),
+    ],
+    ids=["truth", "dim", "noisy", "twin", "mostly_twin", "average", "mixture", "noise", "zero", "mean", "negative"],
+)
+def test_labels(x, expected):
+    assert modes(x, TRUTH).labels == [expected]
+
+
+def test_labels_follow_the_thresholds():
+    assert [label(o, 0.9) for o in (0.71, 0.7, 0.0, -0.7, -0.71)] == ["0", "mixed", "mixed", "mixed", "180"]
+    assert [label(0.5, e) for e in (0.71, 0.7, -0.9)] == ["mixed", "none", "none"]
+
+
+@pytest.mark.parametrize(("a", "b"), [(1.0, 0.0), (0.0, 1.0), (0.5, 0.5), (0.8, 0.3), (-0.2, 0.9)])
+@pytest.mark.parametrize("offset", [0.0, 0.4])
+def test_twin_fit_recovers_the_coefficients(a, b, offset):
+    """``x = a x* + b g(x*)`` plus a constant per channel, which is no part of the fit."""
+    shift = offset * torch.tensor([1.0, -2.0, 0.5]).reshape(1, 3, 1, 1)
+    (fit,) = modes(a * TRUTH + b * flipped(TRUTH) + shift, TRUTH).twin_fit
+    assert fit == pytest.approx((a, b), abs=1e-6)
+
+
+def test_odd_sides_and_grey_images():
+    truth = 0.2 * normal(1, 1, 9, 7, seed=3, dtype=torch.float32) + 0.3
+    (fit,) = modes(0.8 * truth + 0.3 * flipped(truth), truth).twin_fit
+    assert fit == pytest.approx((0.8, 0.3), abs=1e-6)
+
+
+def test_noise_that_is_orthogonal_to_the_truth_does_not_change_the_fit():
+    centred = (NOISE - NOISE.mean((-2, -1), keepdim=True)).double()
+    basis = torch.stack([TRUTH, flipped(TRUTH)]).double()
+    basis = (basis - basis.mean((-2, -1), keepdim=True)).flatten(1)
+    rest = centred.flatten() - basis.T @ torch.linalg.lstsq(basis.T, centred.flatten()[:, None]).solution[:, 0]
+    x = 0.8 * TRUTH + 0.3 * flipped(TRUTH) + rest.reshape(TRUTH.shape)
+    assert modes(x, TRUTH).twin_fit[0] == pytest.approx((0.8, 0.3), abs=1e-6)
+
+
+def twin_average_db(truth):
+    return psnr_db((truth + flipped(truth)) / 2, truth).item()
+
+
+def test_solved_needs_18_db_where_the_twin_average_is_good():
+    truth = (TRUTH + 2 * flipped(TRUTH)) / 3
+    assert twin_average_db(truth) > 16
+    found = modes(torch.cat([truth] * 3), truth, [17.99, 18.0, 30.0])
+    assert found.solved == [False, True, True]
+
+
+def test_solved_needs_2_db_more_than_the_twin_average_where_that_is_bad():
+    truth = (4 * (TRUTH - 0.3)).clamp(-1, 1)
+    needed = twin_average_db(truth) + 2
+    assert needed < 17
+    found = modes(torch.cat([truth] * 2), truth, [needed - 0.01, needed + 0.01])
+    assert found.solved == [False, True]
+
+
+def test_only_one_twin_at_a_time_is_solved():
+    x = torch.cat([TRUTH, flipped(TRUTH), (TRUTH + flipped(TRUTH)) / 2, NOISE])
+    assert modes(x, TRUTH).solved == [True, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("rows", "aligned", "coverage"),
+    [
+        ((0, 0), (30, 30), 1),
+        ((0, 1), (30, 30), 2),
+        ((0, 1), (30, 5), 1),
+        ((2, 2), (30, 30), 0),
+        ((0, 1, 1, 2), (30,) * 4, 2),
+    ],
+)
+def test_coverage_counts_distinct_solved_twins(rows, aligned, coverage):
+    kinds = torch.cat([TRUTH, flipped(TRUTH), (TRUTH + flipped(TRUTH)) / 2])
+    assert modes(kinds[list(rows)], TRUTH, list(aligned)).coverage == coverage
+
+
+def test_rows_do_not_depend_on_each_other():
+    x = torch.cat([TRUTH + 0.5 * NOISE, flipped(TRUTH), NOISE])
+    together = modes(x, TRUTH)
+    for row in range(3):
+        alone = modes(x[row : row + 1], TRUTH)
+        assert alone.labels[0] == together.labels[row]
+        assert alone.twin_fit[0] == pytest.approx(together.twin_fit[row])
+
+
+def test_a_reconstruction_that_is_not_finite_is_no_mode():
+    found = modes(torch.full_like(TRUTH, torch.nan), TRUTH, [float("nan")])
+    assert (found.labels, found.solved, found.coverage) == (["none"], [False], 0)

@@ -1,0 +1,104 @@
+"""A complete prior of 16 px images that samples in a fraction of a second, and the command line in this process."""
+
+import importlib
+import io
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+
+import posterior_sample
+from priors.autoencoder import KLAutoencoder
+from priors.embedded import save_embedded
+from runs.command_line import compose_config
+from training import autoencoder as stage_one
+from training import latent_diffusion as stage_two
+
+RESOLUTION = 16
+AUTOENCODER = stage_one.AutoencoderSettings(channels=[8, 8], norm_groups=4)
+DENOISER = stage_two.DenoiserSettings(
+    channels=[8, 8], layers=1, attention_levels=0, norm_groups=4, head_channels=4, noise_scale=50.0
+)
+QUICK = ("sampler.annealing.num_steps=3", "sampler.mcmc.num_steps=2", "device=cpu")
+
+
+def write_tiny_prior(folder, seed=0):
+    """Random weights are enough: these tests ask where numbers go, not what they are worth."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = stage_one.build(AUTOENCODER, RESOLUTION)
+        unet = stage_two.build(DENOISER, (4, 4, 4))
+    autoencoder = KLAutoencoder(network, AUTOENCODER.patch, torch.zeros(4), torch.ones(4))
+    save_embedded(Path(folder), autoencoder, stage_two.wrap(unet, DENOISER), {"name": "tiny"})
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_prior(tmp_path_factory):
+    """Folder of the tiny prior; shared, not to be written to."""
+    return write_tiny_prior(tmp_path_factory.mktemp("prior") / "tiny")
+
+
+def write_images(folder, count=3, size=(RESOLUTION, RESOLUTION), seed=0):
+    """Smooth random colour images ``0.png``, ``1.png``, ..."""
+    folder.mkdir(parents=True, exist_ok=True)
+    generator = np.random.default_rng(seed)
+    for index in range(count):
+        coarse = Image.fromarray(generator.integers(0, 256, (5, 5, 3), dtype=np.uint8))
+        coarse.resize(size, Image.Resampling.BICUBIC).save(folder / f"{index}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory):
+    """Folder of three images; shared, not to be written to."""
+    return write_images(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_lpips(tmp_path_factory):
+    """Keep LPIPS out even where a developer has its weights: half a gigabyte and seconds a run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCH_HOME", str(tmp_path_factory.mktemp("torch_home")))
+        yield
+
+
+class Outcome(NamedTuple):
+    """What a command leaves behind."""
+
+    status: int
+    out: str
+    err: str
+
+
+def command(program, *arguments):
+    """``python <program>.py ARGUMENTS`` in this process."""
+    module, out, err = importlib.import_module(program), io.StringIO(), io.StringIO()
+    configured = {"posterior_sample": "config", "train_prior": "train_prior"}
+    argv, sys.argv, status = sys.argv, [f"{program}.py", *map(str, arguments)], 0
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            if program in configured:
+                module.run(f"{program}.py", configured[program], module.main)
+            else:
+                module.main()
+    except SystemExit as leave:
+        status = leave.code or 0
+        if isinstance(status, str):  # sys.exit(message): the interpreter prints it and leaves with 1
+            err.write(status)
+            status = 1
+    finally:
+        sys.argv = argv
+    return Outcome(status, out.getvalue(), err.getvalue())
+
+
+def sample(*overrides):
+    """``posterior_sample.sample`` on composed settings: what the command does, and its exceptions."""
+    config = compose_config("config", list(map(str, overrides)))
+    return posterior_sample.sample(OmegaConf.to_object(config), OmegaConf.to_container(config, resolve=True))
