@@ -77,12 +77,14 @@ def sample(settings: RunSettings, config: dict) -> list[int]:
         list(particles),
         settings.save_trajectory,
     )
-    for problem in problems:
-        if folder.has(problem.image_id):
-            print(f"{problem.name}: finished before, skipped")
-        else:
-            reconstructor.run(problem)
-    metrics = folder.save_metrics()
+    try:
+        for problem in problems:
+            if folder.has(problem.image_id):
+                print(f"{problem.name}: finished before, skipped")
+            else:
+                reconstructor.run(problem)
+    finally:  # after Ctrl-C too: the file covers every record
+        metrics = folder.save_metrics()
     print("\n" + results_table(metrics, {p.image_id: p.name for p in problems}))
     print(f"\nresults in {folder.path}: metrics.json, sheets/, trajectory/, samples/, floats/")
     return [r["image_id"] for r in metrics["status"]["per_image"] if r["state"] == "failed"]

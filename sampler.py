@@ -76,6 +76,9 @@ class State:
         if not isinstance(index, slice | torch.Tensor):
             index = torch.as_tensor(index, device=self.z.device)
         cut = {f.name: getattr(self, f.name)[index] for f in fields(self) if f.name in PARTICLE_FIELDS}
+        if self.drift is not None:
+            term, scale = self.drift
+            cut["drift"] = term[index], scale[index] if isinstance(scale, torch.Tensor) and scale.ndim else scale
         return replace(self, **cut)
 
     @property
@@ -202,13 +205,13 @@ class LatentDAPS:
         """Yield the state after each level, re-noised to the next one."""
         settings = self.settings
         for level, sigma in enumerate(settings.path[:-1].tolist()):
-            time = NUM_TIMESTEPS * (1 - level / settings.num_levels)
+            time = NUM_TIMESTEPS * (settings.num_levels - level) / settings.num_levels
             state = replace(state, step=level, sigma=sigma, t=time, drift=None)
             state = self._call("before_ode", state, info)
             before = state
             state = self._mcmc(self._ode(state), level)
             state = self._call("after_mcmc", freeze_diverged(before, state), info)
-            state = self._call("before_renoise", state, info)
+            state = fall_back(self._call("before_renoise", state, info))
             noise = state.streams.normal(state.ids, "renoise", level, state.z)
             state = replace(state, z=state.z0_y + settings.path[level + 1].item() * noise)
             yield state
@@ -302,7 +305,8 @@ def chain_noise(state: State, level: int) -> tuple[Draw, Draw]:
 
 def freeze_diverged(before: State, after: State) -> State:
     """Put particles that are not finite, or were not before, back to their values of ``before`` and mark them."""
-    finite = torch.stack([t.flatten(1).isfinite().all(1) for t in (after.z0_hat, after.z0_y)]).all(0)
+    parts = (after.z0_hat, after.z0_y, after.loss[:, None])
+    finite = torch.stack([part.flatten(1).isfinite().all(1) for part in parts]).all(0)
     diverged = before.diverged | ~finite
 
     def choose(name: str) -> torch.Tensor:
@@ -310,3 +314,10 @@ def freeze_diverged(before: State, after: State) -> State:
         return torch.where(per_particle(diverged, new), old, new)
 
     return replace(after, diverged=diverged, **{name: choose(name) for name in ("z0_hat", "z0_y", "loss")})
+
+
+def fall_back(state: State) -> State:
+    """After the hooks: particles whose ``z0_y`` is not finite fall back to ``z0_hat`` and are marked."""
+    broken = ~state.z0_y.flatten(1).isfinite().all(1)
+    z0_y = torch.where(per_particle(broken, state.z0_y), state.z0_hat, state.z0_y)
+    return replace(state, z0_y=z0_y, diverged=state.diverged | broken)

@@ -27,10 +27,19 @@ class GaussianDenoiser(nn.Module):
         self.register_buffer("vectors", vectors)
 
     def forward(self, z: torch.Tensor, sigma: torch.Tensor | float) -> torch.Tensor:
-        variance = broadcast_sigma(sigma, z.flatten(1)).square()
-        centred = (z - self.mean).flatten(1) @ self.vectors
+        offset = (z - self.mean).flatten(1)
+        if torch.as_tensor(sigma).ndim == 2:
+            return self._grouped(offset, broadcast_sigma(sigma, z).square()).reshape(z.shape) + self.mean
+        variance = broadcast_sigma(sigma, offset).square()
+        centred = offset @ self.vectors
         shrunk = centred * (self.values / (self.values + variance))
         return (shrunk @ self.vectors.T).reshape(z.shape) + self.mean
+
+    def _grouped(self, offset: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
+        covariance = self.vectors * self.values @ self.vectors.T
+        noise = variance.expand(-1, *self.mean.shape).flatten(1)
+        weights = torch.linalg.solve(covariance + torch.diag_embed(noise), offset[..., None])
+        return (covariance @ weights)[..., 0]
 
 
 class GaussianMixtureDenoiser(nn.Module):

@@ -100,7 +100,7 @@ def metropolis_step(
     """
     proposal = x + per_particle(step_size, x) ** 0.5 * noise
     proposed = target(proposal, False)
-    accept = uniform.log() < current.potential - proposed.potential
+    accept = proposed.potential.isfinite() & (uniform.log() < current.potential - proposed.potential)
     kept = Evaluation(
         torch.where(accept, proposed.potential, current.potential),
         None,

@@ -7,6 +7,8 @@ import torch
 from diffusion.denoiser import Denoiser, broadcast_sigma
 
 SOLVERS = ("euler", "heun")
+FLOOR = 1e-6
+"""Sigma that a group already at 0 shows to the denoiser while other groups still move; its own step is 0."""
 
 
 class DiffusionPFODE:
@@ -62,9 +64,11 @@ class DiffusionPFODE:
         for sigma, sigma_next in itertools.pairwise(path):
             here, there = (s[None] if s.ndim == 1 else s for s in (sigma, sigma_next))
             step = broadcast_sigma(there, z) - broadcast_sigma(here, z)
-            slope = self.derivative(z, here)
+            slope = self.derivative(z, here.clamp(min=FLOOR))
             proposal = z + step * slope
-            if self.solver == "heun" and bool((there > 0).all()):
-                proposal = z + step * (slope + self.derivative(proposal, there)) / 2
+            if self.solver == "heun" and bool((there > 0).any()):
+                second = self.derivative(proposal, there.clamp(min=FLOOR))
+                slope = torch.where(broadcast_sigma(there, z) > 0, (slope + second) / 2, slope)
+                proposal = z + step * slope
             z = proposal
         return z

@@ -42,6 +42,8 @@ def call_target(key: str, target: str, kind: type, **arguments: Any) -> Any:
     factory = import_target(key, target)
     try:
         inspect.signature(factory).bind(**arguments)
+    except ValueError:
+        pass  # some builtins tell no signature
     except TypeError as error:
         raise SettingsError(f"{key}={target}: cannot be called with {', '.join(arguments)}: {error}") from error
     product = factory(**arguments)

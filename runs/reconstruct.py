@@ -146,9 +146,8 @@ class Reconstructor:
         if result.problem.truth is not None:
             arrays["truth"] = result.problem.truth
         numbers = {name: value.cpu().numpy() for name, value in arrays.items()}
-        path = self.folder.path / "floats" / f"{result.problem.image_id:05d}.npz"
         np.savez_compressed(
-            path,
+            self.folder.floats_path(result.problem.image_id),
             image_ids=np.array([result.problem.image_id]),
             particle_ids=np.array(result.particle_ids, dtype=np.int64),
             **numbers,
@@ -224,18 +223,28 @@ class Reconstructor:
     def _quality(self, result: Result) -> dict[str, Any]:
         if result.problem.truth is None:
             return {"metrics": None, "selected": None, "modes": None}
-        names = [n + suffix for n in self.evaluator.names for suffix in ("", "_aligned")]
         if result.scores is None:  # every particle diverged
+            names = [n + suffix for n in self.evaluator.names for suffix in ("", "_aligned")]
             empty = {"labels": [], "coverage": 0, "twin_fit": [], "solved": []}
             return {"metrics": {n: [] for n in names}, "selected": None, "modes": empty}
-        scores, modes, selection = result.scores, result.modes, result.selection
-        metrics = {n: scores.raw[n] for n in scores.raw} | {f"{n}_aligned": v for n, v in scores.aligned.items()}
-        turned = scores.by_symmetry[selection.symmetry]
-        selected = {n: turned[n][selection.index] for n in scores.raw}
-        selected |= {f"{n}_aligned": v[selection.index] for n, v in scores.aligned.items()}
-        fits = [{"a": a, "b": b} for a, b in modes.twin_fit]
-        facts = {"labels": modes.labels, "coverage": modes.coverage, "twin_fit": fits, "solved": modes.solved}
-        return {"metrics": metrics, "selected": selected, "modes": facts}
+        return quality_record(result.scores, result.modes, result.selection.index, result.selection.symmetry)
+
+
+def quality_record(scores: Scores, modes: Modes, index: int, symmetry: str) -> dict[str, Any]:
+    """The parts of a record that need the truth.
+
+    Args:
+        scores: metrics of all particles.
+        modes: labels of all particles.
+        index: row of the chosen particle.
+        symmetry: symmetry applied to it.
+    """
+    metrics = {n: scores.raw[n] for n in scores.raw} | {f"{n}_aligned": v for n, v in scores.aligned.items()}
+    selected = {n: scores.by_symmetry[symmetry][n][index] for n in scores.raw}
+    selected |= {f"{n}_aligned": v[index] for n, v in scores.aligned.items()}
+    fits = [{"a": a, "b": b} for a, b in modes.twin_fit]
+    facts = {"labels": modes.labels, "coverage": modes.coverage, "twin_fit": fits, "solved": modes.solved}
+    return {"metrics": metrics, "selected": selected, "modes": facts}
 
 
 def device_facts(device: torch.device) -> dict[str, str | None]:

@@ -93,6 +93,10 @@ class RunFolder:
         write_atomically(self._record_path(record["image_id"]), json.dumps(finite(record), indent=1))
         self.save_metrics()
 
+    def floats_path(self, image_id: int) -> Path:
+        """Where the measurement and the float estimates of an image lie."""
+        return self.path / "floats" / f"{image_id:05d}.npz"
+
     def records(self) -> list[Record]:
         """All records, by image id."""
         found = [json.loads(p.read_text()) for p in (self.path / "records").glob("*.json")]
@@ -158,6 +162,7 @@ def metadata(done: list[Record], config: dict[str, Any]) -> dict[str, Any]:
     peaks = [p for r in done for p in r["vram"].values() if p is not None]
     device = done[-1]["device"] if done else {"type": None, "name": None}
     counts = [len(r["particle_ids"]) for r in done]
+    task = config["task"] if config["task"]["kind"] == "phase_retrieval" else {}  # a custom operator has its own
     return {
         "timestamp": datetime.now(UTC).isoformat(timespec="seconds"),
         "name": config["name"],
@@ -171,8 +176,8 @@ def metadata(done: list[Record], config: dict[str, Any]) -> dict[str, Any]:
             "measurement_range": "images in [0, 1] before the transform",
             "loss": "sum of squared residuals over every entry of y",
             "tau": done[-1]["tau"] if done else None,
-            "noise_sigma": config["task"]["noise_sigma"],
-            "oversample": config["task"]["oversample"],
+            "noise_sigma": task.get("noise_sigma"),
+            "oversample": task.get("oversample"),
             "compat": config["compat"],
         },
         "versions": {"python": platform.python_version(), **{p: version(p) for p in PACKAGES}},

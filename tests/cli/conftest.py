@@ -1,8 +1,9 @@
 from typing import NamedTuple
 
 import pytest
+from tiny import QUICK, command, image_folder, no_lpips, reconstruct, tiny_prior  # noqa: F401 (fixtures)
+
 import sampler
-from tiny import QUICK, command, image_folder, no_lpips, tiny_prior  # noqa: F401 (fixtures)
 
 FAULTY_PRIOR = '''
 """Priors that break on purpose, for the rows of a batch that they are told."""
@@ -63,6 +64,9 @@ class Setup(NamedTuple):
     save_dir: object
 
     def __call__(self, *more):
+        return reconstruct(*self.arguments, f"save_dir={self.save_dir}", *more)
+
+    def command(self, *more):
         return command("posterior_sample", *self.arguments, f"save_dir={self.save_dir}", *more)
 
     @property
@@ -77,16 +81,23 @@ def arguments(tiny_prior, image_folder):  # noqa: F811
 
 
 @pytest.fixture
-def tiny_run(arguments, tmp_path):
-    """Call it with overrides: a run of the tiny prior on three images, results in ``tiny_run.folder``."""
+def drawn_run(arguments, tmp_path):
+    """Call it with overrides: a run of the tiny prior on three images, results in ``drawn_run.folder``."""
     return Setup((*arguments, "save_trajectory=false"), tmp_path / "results")
+
+
+@pytest.fixture
+def tiny_run(drawn_run, monkeypatch):
+    """``drawn_run`` without contact sheets, which take most of its time."""
+    monkeypatch.setattr("runs.reconstruct.contact_sheet", lambda path, rows, heading: path.write_text(heading))
+    return drawn_run
 
 
 @pytest.fixture(scope="session")
 def baseline(arguments, tmp_path_factory):
     """The plain run that others are compared with: its outcome and its folder."""
     setup = Setup(arguments, tmp_path_factory.mktemp("baseline"))
-    return setup("save_trajectory=true"), setup.folder
+    return setup.command("save_trajectory=true"), setup.folder
 
 
 @pytest.fixture

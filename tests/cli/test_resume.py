@@ -9,28 +9,26 @@ from pathlib import Path
 import metrics_schema
 import numpy as np
 import pytest
-import sampler
 from test_run import comparable, estimates
+
+import sampler
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
-def breaks(monkeypatch):
-    """Call it with an image id and an exception: the sampler raises it in the middle of that image."""
+def broken(monkeypatch):
+    """Exceptions by image id: the sampler raises them in the middle of that image, until they are removed."""
+    errors, original = {}, sampler.LatentDAPS.levels
 
-    def set_up(image_id, error):
-        original = sampler.LatentDAPS.levels
+    def levels(self, state, info):
+        for position, level in enumerate(original(self, state, info)):
+            if position == 1 and state.streams.image_id in errors:
+                raise errors[state.streams.image_id]
+            yield level
 
-        def levels(self, state, info):
-            for position, level in enumerate(original(self, state, info)):
-                if position == 1 and state.streams.image_id == image_id:
-                    raise error
-                yield level
-
-        monkeypatch.setattr(sampler.LatentDAPS, "levels", levels)
-
-    return set_up
+    monkeypatch.setattr(sampler.LatentDAPS, "levels", levels)
+    return errors
 
 
 def test_finished_images_are_skipped(tiny_run, sampled):
@@ -46,10 +44,10 @@ def test_finished_images_are_skipped(tiny_run, sampled):
 
 
 def test_a_missing_record_is_made_again_and_the_file_is_the_same(baseline, tiny_run, sampled):
-    tiny_run("save_trajectory=true")
+    tiny_run()
     (tiny_run.folder / "records" / "00001.json").unlink()
     (tiny_run.folder / "metrics.json").unlink()
-    tiny_run("save_trajectory=true")
+    tiny_run()
     assert sampled == [0, 1, 2, 1]
     assert comparable(tiny_run.folder) == comparable(baseline[1])
 
@@ -61,39 +59,37 @@ def test_more_images_join_a_finished_run(tiny_run, sampled):
     assert metrics_schema.load(tiny_run.folder / "metrics.json")["metadata"]["image_ids"] == [0, 1]
 
 
-def test_interrupt_keeps_what_is_finished_and_the_same_command_goes_on(baseline, tiny_run, breaks, monkeypatch):
-    with monkeypatch.context():
-        breaks(1, KeyboardInterrupt())
-        outcome = tiny_run("save_trajectory=true")
-        assert outcome.status == 130
-        assert "interrupted" in outcome.err and "Traceback" not in outcome.err
-        assert [p.name for p in (tiny_run.folder / "records").iterdir()] == ["00000.json"]
-        assert metrics_schema.load(tiny_run.folder / "metrics.json")["metadata"]["image_ids"] == [0]
-    monkeypatch.undo()
-    assert tiny_run("save_trajectory=true").status == 0
+def test_interrupt_keeps_what_is_finished_and_the_same_command_goes_on(baseline, tiny_run, broken, sampled):
+    broken[1] = KeyboardInterrupt()
+    outcome = tiny_run()
+    assert outcome.status == 130
+    assert "interrupted" in outcome.err and "Traceback" not in outcome.err
+    assert [p.name for p in (tiny_run.folder / "records").iterdir()] == ["00000.json"]
+    assert metrics_schema.load(tiny_run.folder / "metrics.json")["metadata"]["image_ids"] == [0]
+    broken.clear()
+    assert tiny_run().status == 0
+    assert sampled == [0, 1, 1, 2]
     assert comparable(tiny_run.folder) == comparable(baseline[1])
 
 
-def test_a_failed_image_is_recorded_and_tried_again(baseline, tiny_run, breaks, monkeypatch, sampled):
-    with monkeypatch.context() as patch:
-        breaks(1, RuntimeError("CUDA out of memory"))
-        outcome = tiny_run("save_trajectory=true")
-        assert outcome.status == 1
-        assert "image 1 failed" in outcome.err
-        metrics = metrics_schema.load(tiny_run.folder / "metrics.json")
-        assert metrics["metadata"]["image_ids"] == [0, 2]
-        states = {r["image_id"]: (r["state"], r["error"]) for r in metrics["status"]["per_image"]}
-        assert states[1] == ("failed", "RuntimeError: CUDA out of memory")
-        assert states[0] == states[2] == ("ok", None)
-        patch.undo()
-    monkeypatch.undo()
-    assert tiny_run("save_trajectory=true").status == 0
-    assert sampled == [0, 1, 2]
+def test_a_failed_image_is_recorded_and_tried_again(baseline, tiny_run, broken, sampled):
+    broken[1] = RuntimeError("CUDA out of memory")
+    outcome = tiny_run()
+    assert outcome.status == 1
+    assert "image 1 failed" in outcome.err
+    metrics = metrics_schema.load(tiny_run.folder / "metrics.json")
+    assert metrics["metadata"]["image_ids"] == [0, 2]
+    states = {r["image_id"]: (r["state"], r["error"]) for r in metrics["status"]["per_image"]}
+    assert states[1] == ("failed", "RuntimeError: CUDA out of memory")
+    assert states[0] == states[2] == ("ok", None)
+    broken.clear()
+    assert tiny_run().status == 0
+    assert sampled == [0, 1, 2, 1]
     assert comparable(tiny_run.folder) == comparable(baseline[1])
 
 
-def test_every_image_failed(tiny_run, breaks):
-    breaks(0, RuntimeError("out of memory"))
+def test_every_image_failed(tiny_run, broken):
+    broken[0] = RuntimeError("out of memory")
     outcome = tiny_run("data.end_id=1")
     assert outcome.status == 1
     metrics = metrics_schema.load(tiny_run.folder / "metrics.json")
@@ -101,8 +97,8 @@ def test_every_image_failed(tiny_run, breaks):
     assert metrics["psnr"] is None
 
 
-def test_a_bug_is_not_taken_for_a_failed_image(tiny_run, breaks):
-    breaks(0, TypeError("a bug"))
+def test_a_bug_is_not_taken_for_a_failed_image(tiny_run, broken):
+    broken[0] = TypeError("a bug")
     with pytest.raises(TypeError, match="a bug"):
         tiny_run("data.end_id=1")
 
@@ -120,15 +116,15 @@ def test_a_diverged_particle_leaves_its_neighbours_alone(baseline, tiny_run, tin
 
 
 @pytest.mark.parametrize("factory", ["denoiser", "decoder"])
-def test_all_particles_diverged(tiny_run, tiny_prior, faulty_prior, factory):
-    outcome = tiny_run(*faulty_prior(factory, tiny_prior, [0, 1, 2, 3]), "data.end_id=2", "save_trajectory=true")
+def test_all_particles_diverged(drawn_run, tiny_prior, faulty_prior, factory):
+    outcome = drawn_run(*faulty_prior(factory, tiny_prior, [0, 1, 2, 3]), "data.end_id=1", "save_trajectory=true")
     assert outcome.status == 0, outcome.err
-    metrics = metrics_schema.load(tiny_run.folder / "metrics.json")
-    assert [r["state"] for r in metrics["status"]["per_image"]] == ["diverged", "diverged"]
-    assert [r["samples"] for r in metrics["psnr"]["per_image"]] == [[], []]
+    metrics = metrics_schema.load(drawn_run.folder / "metrics.json")
+    assert [r["state"] for r in metrics["status"]["per_image"]] == ["diverged"]
+    assert [r["samples"] for r in metrics["psnr"]["per_image"]] == [[]]
     assert metrics["selection"]["per_image"] == []
     assert metrics["psnr"]["overall"]["best_mean"] is None
-    assert (tiny_run.folder / "sheets" / "00000.png").exists()
+    assert (drawn_run.folder / "sheets" / "00000.png").exists()
 
 
 def test_an_answer_that_decodes_to_infinity_is_diverged(baseline, tiny_run, tiny_prior, faulty_prior):

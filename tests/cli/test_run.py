@@ -1,4 +1,3 @@
-import copy
 import os
 import subprocess
 import sys
@@ -18,9 +17,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def comparable(folder):
-    """The file without time stamps, timings and memory."""
-    metrics = copy.deepcopy(metrics_schema.load(folder / "metrics.json"))
+    """The file without time stamps, timings and memory (and whether figures were drawn)."""
+    metrics = metrics_schema.load(folder / "metrics.json")
     del metrics["metadata"]["timestamp"], metrics["metadata"]["gpu"], metrics["vram"]
+    del metrics["metadata"]["hyperparameters"]["save_trajectory"]
     timing = metrics.pop("timing")
     return metrics, {name: phase["steps"] for name, phase in timing["phases"].items()}
 
@@ -68,7 +68,7 @@ def test_the_table_holds_the_numbers_of_the_file(baseline):
 def test_config_yaml_is_the_merged_configuration(baseline, arguments):
     _, folder = baseline
     written = yaml.safe_load((folder / "config.yaml").read_text())
-    merged = compose_config("config", [*arguments, f"save_dir={folder.parent}"])
+    merged = compose_config("config", [*arguments, f"save_dir={folder.parent}", "num_samples=4"])
     assert written == OmegaConf.to_container(merged, resolve=True)
     assert written["sampler"]["mcmc"]["num_steps"] == 2
     assert written["data"]["kind"] == "folder"
@@ -82,7 +82,7 @@ def test_pictures_show_the_floats(baseline):
 
 
 def test_same_seed_same_file(baseline, tiny_run):
-    tiny_run("save_trajectory=true")
+    tiny_run()
     assert comparable(tiny_run.folder) == comparable(baseline[1])
 
 
@@ -96,7 +96,7 @@ def test_another_seed_another_file(baseline, tiny_run):
 
 def test_images_one_by_one_are_the_batch_of_images(baseline, tiny_run):
     for image_id in (2, 0, 1):
-        outcome = tiny_run("save_trajectory=true", f"data.start_id={image_id}", f"data.end_id={image_id + 1}")
+        outcome = tiny_run(f"data.start_id={image_id}", f"data.end_id={image_id + 1}")
         assert outcome.status == 0
     assert comparable(tiny_run.folder) == comparable(baseline[1])
 
@@ -143,7 +143,7 @@ VARIANTS = {
     "heun": ["sampler.ode.solver=heun", "sampler.annealing.schedule=ve"],
     "bfloat16": ["precision=bfloat16"],
     "family": ["sampler=latent_daps", "sampler.annealing.num_steps=2", "sampler.mcmc.num_steps=2"],
-    "one_level": ["sampler.annealing.num_steps=1", "num_samples=1", "save_trajectory=true"],
+    "one_level": ["sampler.annealing.num_steps=1", "num_samples=1"],
 }
 
 
@@ -165,6 +165,13 @@ def test_mixed_files_of_one_folder_get_the_prior_size(tiny_run, tmp_path):
     with np.load(tiny_run.folder / "floats" / "00001.npz") as arrays:
         assert arrays["truth"].shape == (1, 3, 16, 16)
         assert np.allclose(arrays["truth"], 90 / 127.5 - 1)
+
+
+def test_pictures_of_one_particle_and_one_level(drawn_run):
+    few = ("sampler.annealing.num_steps=1", "num_samples=1", "data.end_id=1", "save_trajectory=true")
+    assert drawn_run(*few).status == 0
+    assert Image.open(drawn_run.folder / "sheets" / "00000.png").width > 300
+    assert Image.open(drawn_run.folder / "trajectory" / "00000.png").height > 300
 
 
 def test_the_program_itself_runs_from_any_folder(tiny_prior, tmp_path):

@@ -214,6 +214,14 @@ def test_conjugate_pairs_reveal_the_noise_level(noise_sigma):
     torch.testing.assert_close(estimates, torch.full_like(estimates, noise_sigma), rtol=0.08, atol=0)
 
 
+def test_conjugate_pairs_reveal_the_noise_level_without_bias():
+    """A plane of 36 entries, of which 4 are their own conjugates."""
+    y = measured(images(1, (1, 4, 4)).expand(4000, 1, 4, 4))
+    assert count_entries(y) == (16, 4)
+    variances = OPERATOR.estimated_noise_sigma(y).square()
+    assert variances.mean().item() == pytest.approx(0.05**2, abs=4 * 0.05**2 * (2 / 16 / 4000) ** 0.5)
+
+
 def test_noise_is_white_with_the_stated_level():
     x = images(1, (3, 64, 64))
     noise = (measured(x) - OPERATOR(x)) / 0.05

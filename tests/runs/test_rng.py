@@ -41,6 +41,15 @@ def test_every_part_of_the_key_matters(other):
     assert not torch.equal(first_numbers(42, 1, 2, "start", 0), first_numbers(*other))
 
 
+@pytest.mark.parametrize("purpose", ["start", "mcmc"])
+@pytest.mark.parametrize("level", [0, 4])
+def test_particle_streams_are_keyed_by_everything(purpose, level):
+    """The key of :func:`stream` is seed, image, particle, purpose, level."""
+    drawn = ParticleStreams(42, 7).normal([0, 3], purpose, level, LIKE)
+    expected = [torch.randn(3, 2, 2, generator=stream(42, 7, p, purpose, level)) for p in (0, 3)]
+    assert torch.equal(drawn, torch.stack(expected))
+
+
 def test_parts_of_a_key_do_not_run_together():
     keys = [(1, 23), (12, 3), (123,), (1, 2, 3), (2, 31), (-1, 23), (1, -23)]
     assert len({stream_seed(*key) for key in keys}) == len(keys)
