@@ -1,3 +1,4 @@
+import sys
 from typing import NamedTuple
 
 import pytest
@@ -124,6 +125,4 @@ def faulty_prior(tmp_path, monkeypatch):
         return ("model=custom", target, f"+model.options.folder={folder}", f"+model.options.rows={rows}")
 
     yield arguments
-    import sys
-
     sys.modules.pop("faulty_prior", None)

@@ -1,4 +1,5 @@
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -92,6 +93,20 @@ def test_another_seed_another_file(baseline, tiny_run):
     with np.load(tiny_run.folder / "floats/00000.npz") as ours, np.load(baseline[1] / "floats/00000.npz") as theirs:
         assert np.array_equal(ours["truth"], theirs["truth"])
         assert not np.array_equal(ours["y"], theirs["y"])
+
+
+def test_equal_images_get_noise_of_their_own(tiny_run, tmp_path):
+    write_images(tmp_path / "twins", 1)
+    shutil.copy(tmp_path / "twins" / "0.png", tmp_path / "twins" / "1.png")
+    tiny_run(f"data.dir={tmp_path}/twins", "num_samples=1")
+    first, second = (np.load(tiny_run.folder / "floats" / f"{i:05d}.npz") for i in (0, 1))
+    assert np.array_equal(first["truth"], second["truth"])
+    assert not np.array_equal(first["y"], second["y"])
+    np.savez(tmp_path / "y.npz", y=np.concatenate([first["y"]] * 2), image_ids=np.array([0, 5]))
+    tiny_run(f"data.measurement={tmp_path}/y.npz", "num_samples=1", "name=measured")
+    again = [estimates(tiny_run.folder.parent / "measured", i) for i in (0, 5)]
+    assert np.array_equal(again[0], first["estimates"])
+    assert not np.allclose(*again, atol=1e-2)
 
 
 def test_images_one_by_one_are_the_batch_of_images(baseline, tiny_run):

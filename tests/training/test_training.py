@@ -39,6 +39,13 @@ def autoencoder_of(seed):
     return KLAutoencoder(build(AUTOENCODER, RESOLUTION), 2, torch.zeros(4), torch.ones(4))
 
 
+@pytest.fixture
+def no_plots(monkeypatch):
+    """Curves are written, not drawn: drawing takes longer than these trainings."""
+    for stage in ("autoencoder", "latent_diffusion"):
+        monkeypatch.setattr(f"training.{stage}.plot_curve", lambda folder: None)
+
+
 def train_stage(stage, data, folder, loop, initial_seed):
     """One stage; ``initial_seed`` seeds the fresh weights only."""
     frozen = autoencoder_of(0)
@@ -55,7 +62,7 @@ def curve(folder):
 
 @pytest.mark.parametrize("bfloat16", [False, True], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("stage", ["autoencoder", "denoiser"])
-def test_resume_is_no_resume(stage, bfloat16, data, tmp_path, monkeypatch):
+def test_resume_is_no_resume(stage, bfloat16, data, tmp_path, monkeypatch, no_plots):
     loop = replace(FEW_STEPS, bfloat16=bfloat16)
     whole = train_stage(stage, data, tmp_path / "whole", loop, 1)
 
@@ -83,24 +90,23 @@ def test_resume_is_no_resume(stage, bfloat16, data, tmp_path, monkeypatch):
     assert len(keys) == len(set(keys))
     assert {int(step) for step, name in keys if name == "loss"} == set(range(1, 8))
     assert {int(step) for step, name in keys if name.startswith("validation")} == {3, 6, 7}
-    assert (tmp_path / "parts" / "curve.png").exists()
 
 
-def test_a_finished_stage_stays_as_it_is(data, tmp_path):
+def test_a_finished_stage_stays_as_it_is(data, tmp_path, no_plots):
     train_stage("autoencoder", data, tmp_path, FEW_STEPS, 1)
     before = (tmp_path / "curve.csv").read_text(), (tmp_path / "checkpoint.pt").stat().st_mtime_ns
     train_stage("autoencoder", data, tmp_path, FEW_STEPS, 2)
     assert before == ((tmp_path / "curve.csv").read_text(), (tmp_path / "checkpoint.pt").stat().st_mtime_ns)
 
 
-def test_a_checkpoint_of_another_network_is_refused(data, tmp_path):
+def test_a_checkpoint_of_another_network_is_refused(data, tmp_path, no_plots):
     train_stage("autoencoder", data, tmp_path, FEW_STEPS, 1)
     other = replace(AUTOENCODER, channels=[8, 16], loop=FEW_STEPS)
     with pytest.raises(DataError, match=r"checkpoint\.pt holds another network"):
         train_autoencoder(other, data, tmp_path, 3, CPU)
 
 
-def test_seed_changes_the_training(data, tmp_path):
+def test_seed_changes_the_training(data, tmp_path, no_plots):
     loop = replace(FEW_STEPS, num_steps=2)
     ends = []
     for seed in (3, 4):
@@ -113,7 +119,7 @@ def test_seed_changes_the_training(data, tmp_path):
 @pytest.mark.parametrize(
     ("stage", "validation"), [("autoencoder", "validation_psnr_db"), ("denoiser", "validation_mse_sigma_0.8")]
 )
-def test_a_trivial_set_is_learned(stage, validation, tmp_path):
+def test_a_trivial_set_is_learned(stage, validation, tmp_path, no_plots):
     picture = torch.full((4, 3, 16, 16), 40, dtype=torch.uint8)
     picture[:, :, :8] = 200
     data = TrainingImages(picture, None, picture[:1] / 127.5 - 1)
@@ -292,6 +298,7 @@ def test_folder_to_prior_to_reconstruction(tmp_path):
     assert outcome.status == 0, outcome.err
     assert '"autoencoder_psnr_db"' in outcome.out
     assert sorted(p.name for p in (tmp_path / "trainings" / "mine").iterdir()) == ["autoencoder", "denoiser"]
+    assert all((tmp_path / "trainings" / "mine" / s / "curve.png").exists() for s in ("autoencoder", "denoiser"))
 
     card = read_config(tmp_path / "exported")
     json.dumps(card, allow_nan=False)
