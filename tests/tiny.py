@@ -29,7 +29,17 @@ DENOISER = stage_two.DenoiserSettings(
     channels=[8, 8], layers=1, attention_levels=0, norm_groups=4, head_channels=4, noise_scale=50.0
 )
 GROUPS = ("data", "model", "task", "sampler", "compat", "experiment")
-QUICK = ("sampler.annealing.num_steps=3", "sampler.mcmc.num_steps=2", "device=cpu")
+QUICK = (  # values of its own, so that tuning the default sampler changes no test
+    "sampler.annealing.num_steps=3",
+    "sampler.annealing.sigma_max=10.0",
+    "sampler.annealing.sigma_min=0.1",
+    "sampler.mcmc.kernel=hmc",
+    "sampler.mcmc.num_steps=2",
+    "sampler.mcmc.step_size=1.5e-3",
+    "sampler.mcmc.momentum=0.6",
+    "sampler.mcmc.tau=0.05",
+    "device=cpu",
+)
 
 
 def write_tiny_prior(folder, seed=0):

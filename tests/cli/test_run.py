@@ -157,7 +157,7 @@ VARIANTS = {
     "daps": ["compat=daps", "sampler.mcmc.tau=0.1"],
     "heun": ["sampler.ode.solver=heun", "sampler.annealing.schedule=ve"],
     "bfloat16": ["precision=bfloat16"],
-    "family": ["sampler=latent_daps", "sampler.annealing.num_steps=2", "sampler.mcmc.num_steps=2"],
+    "family": ["sampler=latent_daps", "model.family=ldm", "sampler.mcmc.step_size=null", "sampler.mcmc.tau=null"],
     "one_level": ["sampler.annealing.num_steps=1", "num_samples=1"],
 }
 

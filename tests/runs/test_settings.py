@@ -9,7 +9,7 @@ from runs.command_line import compose_config
 from runs.settings import ChainConfig, SettingsError, config_sha256, resolve_chain, validate
 
 IGNORED = {"name", "save_dir", "device", "gpu", "use_tpu", "save_trajectory", "data.start_id", "data.end_id"}
-CONFIG = compose_config("config", [])
+CONFIG = compose_config("config", ["sampler.annealing.sigma_min=0.1"])  # the range of each key leans on it
 CONTAINER = OmegaConf.to_container(CONFIG, resolve=True)
 
 
