@@ -26,6 +26,7 @@ from runs.rng import measurement_generator
 from runs.settings import RunSettings, SettingsError, choose_device, validate
 
 PROGRAM = "posterior_sample.py"
+NOISE_TOLERANCE = 0.1
 register("run_settings", RunSettings)
 
 
@@ -44,6 +45,17 @@ def load_problems(settings: RunSettings, prior: Prior, operator: Operator, devic
         y = operator.measure(truth, measurement_generator(settings.seed, image_id))
         problems.append(Problem(image_id, name, origin, y.to(device), truth.to(device)))
     return problems
+
+
+def warn_of_noise(problems: list[Problem], operator: Operator) -> None:
+    """Say which measurements reveal another noise level than the configured one."""
+    for problem in problems:
+        found = operator.estimated_noise_sigma(problem.y)
+        if found is not None and abs(found.item() / operator.noise_sigma - 1) > NOISE_TOLERANCE:
+            print(
+                f"{problem.name}: the measurement's noise looks like {found.item():.3g}, but task.noise_sigma is "
+                f"{operator.noise_sigma:g}; the noise floor will be off"
+            )
 
 
 def sample(settings: RunSettings, config: dict) -> list[int]:
@@ -65,6 +77,7 @@ def sample(settings: RunSettings, config: dict) -> list[int]:
     lpips = load_lpips(device)
     if lpips is None:
         print("LPIPS is left out: its weights are not on this machine (see README, LPIPS).")
+    warn_of_noise(problems, operator)
     folder.open()
     particles = settings.particle_ids or list(range(settings.num_samples))
     reconstructor = Reconstructor(

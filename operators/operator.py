@@ -69,6 +69,10 @@ class Operator(ABC):
         mean = y.new_full((len(y),), entries * self.noise_sigma**2)
         return NoiseFloor(mean, mean * (2 / entries) ** 0.5)
 
+    def estimated_noise_sigma(self, y: torch.Tensor) -> torch.Tensor | None:
+        """Noise level that ``y`` itself reveals, ``(B,)``, or None where it reveals none."""
+        return None
+
     def symmetries(self) -> tuple[Symmetry, ...]:
         """The natural ambiguities, the identity first."""
         return (IDENTITY,)

@@ -75,7 +75,7 @@ def results_table(metrics: dict[str, Any], names: dict[int, str]) -> str:
     ``oracle`` is the best particle by the truth; ``selected`` is chosen without it.
     """
     header = f"{'image':<22}{'oracle':>8}{'mean':>8}{'selected':>10}{'aligned':>9}{'mean':>8}"
-    header += f"{'loss':>9}{'floor':>8}{'modes':>18}{'s':>7}"
+    header += f"{'loss':>9}{'floor':>8}  {'modes':<24}{'s':>6}"
     lines = ["PSNR in dB: raw oracle, mean and selected without truth; aligned oracle and mean", header]
     rows = zip(metrics["measurement"]["per_image"], metrics["timing"]["per_image_seconds"], strict=True)
     for position, (measured, seconds) in enumerate(rows):
@@ -90,7 +90,7 @@ def results_table(metrics: dict[str, Any], names: dict[int, str]) -> str:
         loss = number(min(measured["loss"], default=None), 1)
         name = names.get(measured["image_id"], str(measured["image_id"]))[:21]
         floor = number(measured["noise_floor"], 1)
-        lines.append(f"{name:<22}{a:>8}{b:>8}{c:>10}{d:>9}{e:>8}{loss:>9}{floor:>8}{labels:>18}{seconds:>7.0f}")
+        lines.append(f"{name:<22}{a:>8}{b:>8}{c:>10}{d:>9}{e:>8}{loss:>9}{floor:>8}  {labels:<24}{seconds:>6.0f}")
     if metrics["psnr"] is not None:
         raw, aligned = metrics["psnr"]["overall"], metrics["psnr_aligned"]["overall"]
         a, b, c = (number(raw[k]) for k in ("best_mean", "mean_of_means", "selected_mean"))

@@ -202,3 +202,11 @@ def test_the_program_itself_runs_from_any_folder(tiny_prior, tmp_path):
     assert "chelsea" in process.stdout
     metrics_schema.load(tmp_path / "results" / "demo" / "metrics.json")
     assert [p.name for p in tmp_path.iterdir()] == ["results"]
+
+
+def test_noise_that_differs_from_the_configuration_is_told(baseline, drawn_run):
+    measured = f"data.measurement={baseline[1]}/floats/00001.npz"
+    honest = drawn_run.command(measured, "data.dir=null", "data=demo")
+    wrong = drawn_run.command(measured, "data.dir=null", "data=demo", "task.noise_sigma=0.1", "name=other")
+    assert "noise looks like" not in honest.out
+    assert "noise looks like 0.05" in wrong.out or "noise looks like 0.04" in wrong.out
