@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from evaluation.metrics import psnr_db
+from operators.phase_retrieval import rotate_180
 
 ODD_THRESHOLD = 0.7
 EVEN_THRESHOLD = 0.7
@@ -39,13 +40,8 @@ class Modes:
     coverage: int
 
 
-def rotated(x: torch.Tensor) -> torch.Tensor:
-    """Rotation by 180 degrees."""
-    return x.flip((-2, -1))
-
-
 def _parts(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    odd, even = (x - rotated(x)) / 2, (x + rotated(x)) / 2
+    odd, even = (x - rotate_180(x)) / 2, (x + rotate_180(x)) / 2
     return odd.flatten(1), (even - even.mean((-2, -1), keepdim=True)).flatten(1)
 
 
@@ -70,7 +66,7 @@ def find_modes(x: torch.Tensor, truth: torch.Tensor, aligned_psnr_db: list[float
     odd_truth, even_truth = _parts(truth.double())
     c_odd, c_even = _projection(odd, odd_truth).tolist(), _projection(even, even_truth).tolist()
     labels = [label(o, e) for o, e in zip(c_odd, c_even, strict=True)]
-    twin_average = psnr_db((truth + rotated(truth)) / 2, truth).item()
+    twin_average = psnr_db((truth + rotate_180(truth)) / 2, truth).item()
     needed = min(twin_average + SOLVED_MARGIN_DB, SOLVED_DB)
     solved = [n in ("0", "180") and q >= needed for n, q in zip(labels, aligned_psnr_db, strict=True)]
     fit = [((e + o) / 2, (e - o) / 2) for o, e in zip(c_odd, c_even, strict=True)]

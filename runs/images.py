@@ -139,24 +139,30 @@ def validation_indices(groups: np.ndarray, num_groups: int = NUM_VALIDATION_GROU
     return np.flatnonzero(np.isin(groups, chosen))
 
 
-def npz_split(path: Path, split: str) -> np.ndarray:
-    """Images ``(N, H, W, C)`` uint8 of split ``test``, ``validation`` or ``train`` of an ``.npz`` file.
+def npz_training(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """``train_images`` ``(N, H, W, C)`` of an ``.npz`` file and the indices held out as validation.
 
-    ``validation`` is cut from ``train_images`` by :func:`validation_indices` (near-duplicate groups stay whole;
-    without ``train_dupgroup`` every image is its own group).
+    Near-duplicate groups (``train_dupgroup``) stay whole; without them every image is its own group.
     """
     with open_npz(path) as archive:
-        if split == "test":
-            images = read_array(archive, "test_images", path)
-        else:
-            images = read_array(archive, "train_images", path)
-            has_groups = "train_dupgroup" in archive.files
-            groups = read_array(archive, "train_dupgroup", path) if has_groups else np.arange(len(images))
-            if groups.shape != (len(images),):
-                raise DataError(f"{path}: train_dupgroup has shape {groups.shape}, expected ({len(images)},)")
-            held_out = validation_indices(groups)
-            rest = np.setdiff1d(np.arange(len(images)), held_out)
-            images = images[held_out if split == "validation" else rest]
+        images = read_array(archive, "train_images", path)
+        has_groups = "train_dupgroup" in archive.files
+        groups = read_array(archive, "train_dupgroup", path) if has_groups else np.arange(len(images))
+    if groups.shape != (len(images),):
+        raise DataError(f"{path}: train_dupgroup has shape {groups.shape}, expected ({len(images)},)")
+    return _as_images(images, path), validation_indices(groups)
+
+
+def npz_split(path: Path, split: str) -> np.ndarray:
+    """Images ``(N, H, W, C)`` uint8 of split ``test``, ``validation`` or ``train`` of an ``.npz`` file."""
+    if split == "test":
+        with open_npz(path) as archive:
+            return _as_images(read_array(archive, "test_images", path), path)
+    images, held_out = npz_training(path)
+    return images[held_out] if split == "validation" else np.delete(images, held_out, axis=0)
+
+
+def _as_images(images: np.ndarray, path: Path) -> np.ndarray:
     if images.dtype != np.uint8 or images.ndim not in (3, 4):
         raise DataError(f"{path}: images must be uint8 (N, H, W[, C]), not {images.dtype} {images.shape}")
     return images if images.ndim == 4 else images[..., None]

@@ -9,6 +9,7 @@ from diffusers import AutoencoderKL
 from torch import nn
 from torch.nn import functional as F
 
+from evaluation.metrics import psnr_db
 from priors.autoencoder import build_kl_network
 from training.data import TrainingImages, step_generator
 from training.loop import LoopSettings, TrainingLoop, plot_curve
@@ -70,8 +71,7 @@ def reconstruct(network: AutoencoderKL, x: torch.Tensor, patch: int) -> torch.Te
 def mean_psnr_db(network: nn.Module, images: torch.Tensor, patch: int) -> float:
     """Mean PSNR of the reconstructions, clipped to the range [-1, 1]."""
     outputs = torch.cat([reconstruct(network, part, patch) for part in images.split(50)])
-    mse = ((outputs.clamp(-1, 1) - images) / 2).square().mean((1, 2, 3))
-    return (-10 * mse.log10()).mean().item()
+    return psnr_db(outputs, images).mean().item()
 
 
 def train_autoencoder(

@@ -14,11 +14,10 @@ from runs.images import (
     DataError,
     image_files,
     load_image,
-    npz_split,
+    npz_training,
     open_npz,
     read_array,
     to_tensor,
-    validation_indices,
 )
 
 
@@ -88,7 +87,8 @@ def load_training_images(
     """
     if path.is_dir():
         return _from_folder(path, resolution, zoom, min_crop)
-    train, validation = npz_split(path, "train"), npz_split(path, "validation")
+    images, held_out = npz_training(path)
+    train, validation = np.delete(images, held_out, axis=0), images[held_out]
     if train.shape[1:] != (resolution, resolution, 3):
         raise DataError(f"{path} holds images of shape {train.shape[1:]}, the prior needs {resolution} px RGB")
     if len(train) == 0:
@@ -96,11 +96,9 @@ def load_training_images(
     large = None
     if large_path is not None:
         everything = _decode_jpegs(large_path)
-        if len(everything) != len(train) + len(validation):
-            raise DataError(f"{large_path} holds {len(everything)} images, {path} {len(train) + len(validation)}")
-        with open_npz(path) as archive:
-            groups = archive["train_dupgroup"] if "train_dupgroup" in archive.files else np.arange(len(everything))
-        large = _channels_first(np.delete(everything, validation_indices(groups), axis=0))
+        if len(everything) != len(images):
+            raise DataError(f"{large_path} holds {len(everything)} images, {path} {len(images)}")
+        large = _channels_first(np.delete(everything, held_out, axis=0))
     return TrainingImages(_channels_first(train), large, to_tensor(validation), zoom, min_crop)
 
 

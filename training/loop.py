@@ -67,8 +67,9 @@ class TrainingLoop:
         self.model, self.ema, self.settings, self.folder = model, ema, settings, folder
         self.ema.load_state_dict(model.state_dict())
         self.ema.requires_grad_(False)
-        trainable = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(trainable, lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4
+        )
         self.step = 0
         self.seconds = 0.0
         folder.mkdir(parents=True, exist_ok=True)
