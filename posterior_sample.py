@@ -17,13 +17,15 @@ from evaluation.metrics import Evaluator, load_lpips
 from operators.operator import Operator
 from priors.prior import Prior, PriorError
 from runs.build import build_operator, build_prior, build_sampler_settings
+from runs.checks import SettingsError
 from runs.command_line import CONFIG_DIR, FAILED, INTERRUPTED, fail, register, run
 from runs.console import results_table
+from runs.hooks import build_hook_plan
 from runs.images import DataError, load_images, load_measurements
 from runs.reconstruct import Problem, Reconstructor
 from runs.record import RunFolder
 from runs.rng import measurement_generator
-from runs.settings import RunSettings, SettingsError, choose_device, validate
+from runs.settings import RunSettings, choose_device, validate
 
 PROGRAM = "posterior_sample.py"
 NOISE_TOLERANCE = 0.1
@@ -73,6 +75,7 @@ def sample(settings: RunSettings, config: dict) -> list[int]:
     operator = build_operator(settings.task)
     sampler_settings = build_sampler_settings(settings)
     prior = build_prior(settings, device)
+    plan = build_hook_plan(settings, prior, operator, sampler_settings.path, device)
     problems = load_problems(settings, prior, operator, device)
     lpips = load_lpips(device)
     if lpips is None:
@@ -84,6 +87,7 @@ def sample(settings: RunSettings, config: dict) -> list[int]:
         prior,
         operator,
         sampler_settings,
+        plan,
         Evaluator(operator.symmetries(), lpips),
         folder,
         settings.seed,

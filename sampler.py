@@ -47,6 +47,8 @@ class State:
         particle_id: ``(P,)`` ids that name the random streams.
         parent_id: ``(P,)`` id of the particle that a child was branched from, -1 for none.
         diverged: ``(P,)`` particles that became non-finite; frozen at their last finite values.
+        masked: ``(P,)`` particles that were pruned but stay in the batch; hooks leave them out.
+        level: ``(P,)`` the level each particle runs next; children of a branching stand above their parents.
         streams: random streams of this image.
         step: level k, 0 to K - 1.
         sigma: noise level ``sigma_k`` of the level.
@@ -62,6 +64,8 @@ class State:
     particle_id: torch.Tensor
     parent_id: torch.Tensor
     diverged: torch.Tensor
+    masked: torch.Tensor
+    level: torch.Tensor
     streams: Streams
     step: int = 0
     sigma: float = float("inf")
@@ -81,13 +85,23 @@ class State:
             cut["drift"] = term[index], scale[index] if isinstance(scale, torch.Tensor) and scale.ndim else scale
         return replace(self, **cut)
 
+    def join(self, other: "State") -> "State":
+        """These particles, then those of ``other``; what belongs to the level is taken from ``other``."""
+        parts = {name: torch.cat([getattr(self, name), getattr(other, name)]) for name in PARTICLE_FIELDS}
+        return replace(other, **parts, drift=None)
+
+    @property
+    def active(self) -> torch.Tensor:
+        """``(P,)`` particles that are neither diverged nor masked."""
+        return ~(self.diverged | self.masked)
+
     @property
     def ids(self) -> list[int]:
         """Particle ids as numbers."""
         return self.particle_id.tolist()
 
 
-PARTICLE_FIELDS = ("z", "z0_hat", "z0_y", "y", "loss", "particle_id", "parent_id", "diverged")
+PARTICLE_FIELDS = ("z", "z0_hat", "z0_y", "y", "loss", "particle_id", "parent_id", "diverged", "masked", "level")
 
 
 @dataclass
@@ -102,7 +116,10 @@ class Info:
 
 
 class Hook:
-    """Base of all hooks; each moment takes and returns the state, by default unchanged."""
+    """Base of all hooks; each moment takes and returns the state, by default unchanged.
+
+    Within a level the state holds the particles that stand at that level (after a branching the others wait).
+    """
 
     def before_ode(self, state: State, info: Info) -> State:
         """``state.z`` stands at ``state.sigma``; may set ``state.drift``."""
@@ -113,7 +130,7 @@ class Hook:
         return state
 
     def before_renoise(self, state: State, info: Info) -> State:
-        """Last look at the level."""
+        """Last look at the level; may remove particles, or add some with an earlier ``level``."""
         return state
 
     def at_end(self, state: State, info: Info) -> State:
@@ -136,6 +153,7 @@ class SamplerSettings:
         prior_sigma: sigma at which ``exact`` evaluates the prior's score.
         solver: ODE solver.
         likelihood_half: data term ``L / (2 tau^2)``; False is DAPS's ``L / tau^2``.
+        decode_batch: decode and differentiate at most this many particles at once; None: all. Saves memory.
         gradient_clamp: if set, the latent gradient of the loss is clamped elementwise (DAPS's latent wrapper: 1.0).
         ratio_counts_end: step-size schedule ``k / (K + 1)`` as in DAPS instead of ``k / (K - 1)``.
     """
@@ -151,6 +169,7 @@ class SamplerSettings:
     likelihood_half: bool = True
     gradient_clamp: float | None = None
     ratio_counts_end: bool = False
+    decode_batch: int | None = None
 
     @property
     def num_levels(self) -> int:
@@ -190,6 +209,8 @@ class LatentDAPS:
             particle_id=ids,
             parent_id=torch.full_like(ids, -1),
             diverged=torch.zeros_like(ids, dtype=torch.bool),
+            masked=torch.zeros_like(ids, dtype=torch.bool),
+            level=torch.zeros_like(ids),
             streams=streams,
         )
 
@@ -202,19 +223,38 @@ class LatentDAPS:
         return self._call("at_end", state, info)
 
     def levels(self, state: State, info: Info) -> Iterator[State]:
-        """Yield the state after each level, re-noised to the next one."""
-        settings = self.settings
-        for level, sigma in enumerate(settings.path[:-1].tolist()):
-            time = NUM_TIMESTEPS * (settings.num_levels - level) / settings.num_levels
-            state = replace(state, step=level, sigma=sigma, t=time, drift=None)
-            state = self._call("before_ode", state, info)
-            before = state
-            state = self._mcmc(self._ode(state), level)
-            state = self._call("after_mcmc", freeze_diverged(before, state), info)
-            state = fall_back(self._call("before_renoise", state, info))
-            noise = state.streams.normal(state.ids, "renoise", level, state.z)
-            state = replace(state, z=state.z0_y + settings.path[level + 1].item() * noise)
+        """Yield the state after each level, re-noised to the next one.
+
+        The particles furthest from the end go first; the others wait.
+        """
+        while (level := int(state.level.min())) < self.settings.num_levels:
+            here = state.level == level
+            if bool(here.all()):
+                state = self._level(state, level, info)
+            else:
+                state = state[~here].join(self._level(state[here], level, info))
             yield state
+
+    def _level(self, state: State, level: int, info: Info) -> State:
+        settings = self.settings
+        time = NUM_TIMESTEPS * (settings.num_levels - level) / settings.num_levels
+        state = replace(state, step=level, sigma=settings.path[level].item(), t=time, drift=None)
+        state = self._call("before_ode", state, info)
+        before = state
+        state = self._mcmc(self._ode(state), level)
+        state = self._call("after_mcmc", freeze_diverged(before, state), info)
+        state = replace(state, level=torch.full_like(state.level, level + 1))
+        return self._renoise(fall_back(self._call("before_renoise", state, info)))
+
+    def _renoise(self, state: State) -> State:
+        levels = state.level.tolist()
+        sigma = state.z.new_tensor([self.settings.path[level].item() for level in levels])
+        noise = torch.empty_like(state.z)
+        for level in set(levels):
+            rows = [i for i, own in enumerate(levels) if own == level]
+            ids = [state.ids[i] for i in rows]
+            noise[rows] = state.streams.normal(ids, "renoise", level - 1, state.z)
+        return replace(state, z=state.z0_y + per_particle(sigma, state.z) * noise)
 
     def _ode(self, state: State) -> State:
         if state.drift is not None:
@@ -226,7 +266,7 @@ class LatentDAPS:
 
     def _mcmc(self, state: State, level: int) -> State:
         settings = self.settings
-        data_term = DataTerm(self.prior, self.operator.objective(state.y), settings)
+        data_term = DataTerm(self.prior, self.operator, state.y, settings.decode_batch, settings.gradient_clamp)
         target = local_posterior(data_term, self.prior.denoiser, state, settings)
         chain = replace(settings.chain, step_size=settings.step_size(level))
         draw, draw_uniform = chain_noise(state, level)
@@ -243,22 +283,42 @@ DAPS = LatentDAPS
 """Pixel DAPS: the same loop with a prior whose autoencoder is the identity."""
 
 
-@dataclass(frozen=True)
 class DataTerm:
-    """Loss of decoded latents and its latent gradient: one decoder forward, one backward."""
+    """Loss of decoded latents and its latent gradient: one decoder forward, one backward.
 
-    prior: Prior
-    objective: Objective
-    settings: SamplerSettings
+    Args:
+        prior: its decoder.
+        operator: its loss.
+        y: ``(P, ...)`` one measurement a particle.
+        decode_batch: particles decoded at once, None for all.
+        gradient_clamp: if set, clamp the latent gradient elementwise.
+    """
+
+    def __init__(
+        self,
+        prior: Prior,
+        operator: Operator,
+        y: torch.Tensor,
+        decode_batch: int | None = None,
+        gradient_clamp: float | None = None,
+    ) -> None:
+        self.prior, self.size, self.gradient_clamp = prior, decode_batch or len(y), gradient_clamp
+        self.objectives = [operator.objective(part) for part in y.split(self.size)]
 
     def __call__(self, z: torch.Tensor, with_gradient: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Losses ``(P,)`` and, if asked for, gradients like ``z``."""
+        parts = zip(z.split(self.size), self.objectives, strict=True)
         if not with_gradient:
-            return self.objective(self.prior.decode(z))[0], None
+            return torch.cat([objective(self.prior.decode(part))[0] for part, objective in parts]), None
+        losses, gradients = zip(*(self._differentiate(*part) for part in parts), strict=True)
+        return torch.cat(losses), torch.cat(gradients)
+
+    def _differentiate(self, z: torch.Tensor, objective: Objective) -> tuple[torch.Tensor, torch.Tensor]:
         x, pullback = self.prior.decode_with_pullback(z)
-        loss, image_gradient = self.objective(x)
+        loss, image_gradient = objective(x)
         gradient = pullback(image_gradient)
-        if self.settings.gradient_clamp is not None:
-            gradient = gradient.clamp(-self.settings.gradient_clamp, self.settings.gradient_clamp)
+        if self.gradient_clamp is not None:
+            gradient = gradient.clamp(-self.gradient_clamp, self.gradient_clamp)
         return loss, gradient
 
 

@@ -17,9 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 from generate import draw_samples
 from priors.autoencoder import KLAutoencoder
 from priors.embedded import read_config
+from runs.checks import SettingsError
 from runs.command_line import CONFIG_DIR, INTERRUPTED, fail, register, run
 from runs.images import DataError
-from runs.settings import SettingsError
 from training.autoencoder import build as build_autoencoder
 from training.autoencoder import train_autoencoder
 from training.data import TrainingImages, load_training_images, step_generator
@@ -60,7 +60,9 @@ def train(settings: TrainingSettings) -> None:
     device = torch.device("cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu")
     folder = Path(settings.save_dir) / settings.name
     large = Path(settings.large_images) if settings.large_images else None
-    data = load_training_images(Path(settings.images), large, settings.resolution, settings.zoom, settings.min_crop)
+    data = load_training_images(
+        Path(settings.images), large, settings.resolution, settings.zoom, settings.min_crop, settings.close_up
+    )
     stage_one = settings.autoencoder
 
     if "autoencoder" in settings.stages:

@@ -24,6 +24,20 @@ class NoiseFloor(NamedTuple):
     std: torch.Tensor
 
 
+class Halves(NamedTuple):
+    """Two independent noisy copies of one measurement, each shaped like it.
+
+    Attributes:
+        fit: one copy.
+        held: the other.
+        floor: ``(B,)`` loss expected at the truth on either copy.
+    """
+
+    fit: torch.Tensor
+    held: torch.Tensor
+    floor: torch.Tensor
+
+
 IDENTITY = Symmetry("identity", lambda x: x)
 
 
@@ -71,6 +85,10 @@ class Operator(ABC):
 
     def estimated_noise_sigma(self, y: torch.Tensor) -> torch.Tensor | None:
         """Noise level that ``y`` itself reveals, ``(B,)``, or None where it reveals none."""
+        return None
+
+    def split(self, y: torch.Tensor) -> Halves | None:
+        """Two copies of ``y`` with independent noise, where it holds them: fit one, validate on the other."""
         return None
 
     def symmetries(self) -> tuple[Symmetry, ...]:

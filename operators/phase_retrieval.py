@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
-from operators.operator import IDENTITY, NoiseFloor, Objective, Operator, Symmetry
+from operators.operator import IDENTITY, Halves, NoiseFloor, Objective, Operator, Symmetry
 
 
 class HalfPlane(NamedTuple):
@@ -113,6 +113,17 @@ class PhaseRetrieval(Operator):
     def estimated_noise_sigma(self, y: torch.Tensor) -> torch.Tensor:
         """Noise level that the conjugate pairs reveal, ``(B,)``: ``mean((y1 - y2)^2) / 2`` is its square."""
         return (self.half_plane(y).pair_loss / count_entries(y)[0]).sqrt()
+
+    def split(self, y: torch.Tensor) -> Halves:
+        """The first and the second entry of each conjugate pair, mirrored; self-conjugate entries are in both."""
+        height, width = y.shape[-2:]
+        index = torch.arange(height * width, device=y.device).reshape(height, width)
+        conjugate = index.flip((-2, -1)).roll((1, 1), dims=(-2, -1))
+        flat = torch.fft.ifftshift(y, dim=(-2, -1)).flatten(-2)
+        first, second = flat[..., torch.minimum(index, conjugate)], flat[..., torch.maximum(index, conjugate)]
+        pairs, self_conjugate = count_entries(y)
+        floor = y.new_full((len(y),), self.noise_sigma**2 * (2 * pairs + self_conjugate))
+        return Halves(*(torch.fft.fftshift(copy, dim=(-2, -1)) for copy in (first, second)), floor)
 
     def symmetries(self) -> tuple[Symmetry, ...]:
         """Identity and the 180-degree rotation, the two answers that look like photographs."""

@@ -14,7 +14,8 @@ from operators.operator import Operator
 from operators.phase_retrieval import PhaseRetrieval
 from priors.embedded import load_embedded
 from priors.prior import Prior, in_bfloat16
-from runs.settings import RunSettings, SettingsError, TaskSettings, resolve_chain
+from runs.checks import SettingsError
+from runs.settings import RunSettings, TaskSettings, resolve_chain
 from sampler import SamplerSettings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -99,4 +100,5 @@ def build_sampler_settings(settings: RunSettings) -> SamplerSettings:
         likelihood_half=compat.likelihood_half,
         gradient_clamp=compat.gradient_clamp,
         ratio_counts_end=compat.ratio_counts_end,
+        decode_batch=settings.decode_batch,
     )

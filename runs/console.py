@@ -7,7 +7,7 @@ import torch
 from tqdm import tqdm
 
 from priors.prior import Prior
-from runs.phases import PhaseClock
+from runs.plots import Snapshot
 from sampler import Hook, Info, State
 
 
@@ -26,18 +26,9 @@ class ProgressHook(Hook):
         self.bar.set_postfix_str(
             f"sigma {state.sigma:.3g}, misfit {state.loss.min().item():.4g} (floor {self.expected:.4g})"
         )
+        if self.bar.n == self.bar.total:  # children go through some levels again
+            self.bar.total += 1
         self.bar.update()
-        return state
-
-
-class ClockHook(Hook):
-    """Tells a :class:`PhaseClock` that a level is over."""
-
-    def __init__(self, clock: PhaseClock) -> None:
-        self.clock = clock
-
-    def before_renoise(self, state: State, info: Info) -> State:
-        self.clock.step()
         return state
 
 
@@ -52,16 +43,21 @@ class TrajectoryHook(Hook):
     def __init__(self, num_levels: int, num_kept: int = 9) -> None:
         count = min(num_kept, num_levels)
         self.kept = {round(i * (num_levels - 1) / max(count - 1, 1)) for i in range(count)}
-        self.rows: list[tuple[float, torch.Tensor, torch.Tensor]] = []
+        self.rows: list[Snapshot] = []
 
     def before_renoise(self, state: State, info: Info) -> State:
+        here = state[state.level == state.step + 1]  # not the children that were just born
         if state.step in self.kept:
-            self.rows.append((state.sigma, state.z0_hat.cpu(), state.z0_y.cpu()))
+            self.rows.append(Snapshot(state.step, state.sigma, here.ids, here.z0_hat.cpu(), here.z0_y.cpu()))
         return state
 
-    def decoded(self, prior: Prior, device: torch.device) -> list[tuple[float, torch.Tensor, torch.Tensor]]:
-        """``(sigma, D(z0_hat), D(z0_y))`` of each kept level."""
-        return [(s, prior.decode(a.to(device)).cpu(), prior.decode(b.to(device)).cpu()) for s, a, b in self.rows]
+    def decoded(self, prior: Prior, device: torch.device) -> list[Snapshot]:
+        """The same levels as images."""
+
+        def images(z: torch.Tensor) -> torch.Tensor:
+            return prior.decode(z.to(device)).cpu()
+
+        return [row._replace(before=images(row.before), after=images(row.after)) for row in self.rows]
 
 
 def number(value: float | None, digits: int = 2) -> str:

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from sampler import Hook, Info, State
+
 
 def synchronise(device: torch.device) -> None:
     """Wait for queued kernels, so that a clock reads what was done."""
@@ -38,7 +40,7 @@ class PhaseClock:
     step_seconds: list[float] = field(default_factory=list)
     _current: str | None = None
     _started: float = 0.0
-    _last_step: float = 0.0
+    _last_lap: float = 0.0
 
     def enter(self, name: str) -> None:
         """Leave the current phase and start ``name``."""
@@ -46,16 +48,25 @@ class PhaseClock:
         self.phases.setdefault(name, Phase())
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
+        first = self._last_lap == 0.0
         self._current, self._started = name, time.perf_counter()
-        self._last_step = self._started
+        if first:
+            self._last_lap = self._started
 
-    def step(self) -> None:
-        """One annealing level of the current phase is done."""
+    def skip(self, name: str) -> None:
+        """Record a phase of no length: nothing happens between its neighbours."""
+        self.phases.setdefault(name, Phase())
+
+    def count(self) -> None:
+        """One annealing level was sampled in the current phase."""
+        self.phases[self._current].steps += 1
+
+    def lap(self) -> None:
+        """One annealing level is over."""
         synchronise(self.device)
         now = time.perf_counter()
-        self.step_seconds.append(now - self._last_step)
-        self._last_step = now
-        self.phases[self._current].steps += 1
+        self.step_seconds.append(now - self._last_lap)
+        self._last_lap = now
 
     def leave(self) -> None:
         """End the current phase, if any."""
@@ -68,3 +79,42 @@ class PhaseClock:
             peak = torch.cuda.max_memory_allocated(self.device) / 2**20
             phase.peak_vram_mb = max(peak, phase.peak_vram_mb or 0.0)
         self._current = None
+
+
+class ClockHook(Hook):
+    """Tells a :class:`PhaseClock` of every level; the last hook of the list."""
+
+    def __init__(self, clock: PhaseClock) -> None:
+        self.clock = clock
+
+    def after_mcmc(self, state: State, info: Info) -> State:
+        self.clock.count()
+        return state
+
+    def before_renoise(self, state: State, info: Info) -> State:
+        self.clock.lap()
+        return state
+
+
+class PhaseHook(Hook):
+    """Enters a phase once, at its place in the list of hooks.
+
+    Args:
+        clock: the clock.
+        name: of the phase.
+        level: at whose end it begins; None: after the last level.
+    """
+
+    def __init__(self, clock: PhaseClock, name: str, level: int | None) -> None:
+        self.clock, self.name, self.level, self.entered = clock, name, level, False
+
+    def before_renoise(self, state: State, info: Info) -> State:
+        if state.step == self.level and not self.entered:
+            self.entered = True
+            self.clock.enter(self.name)
+        return state
+
+    def at_end(self, state: State, info: Info) -> State:
+        if self.level is None:
+            self.clock.enter(self.name)
+        return state

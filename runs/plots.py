@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -52,16 +53,38 @@ def contact_sheet(path: Path, rows: Sequence[Sequence[tuple[torch.Tensor, str, b
     figure.savefig(path, dpi=110)
 
 
-def trajectory_figure(
-    path: Path, levels: Sequence[tuple[float, torch.Tensor, torch.Tensor]], ids: Sequence[int]
-) -> None:
-    """``z0_hat`` (ODE) above ``z0_y`` (after MCMC) over sigma, two rows a particle."""
+class Snapshot(NamedTuple):
+    """Clean estimates at one level.
+
+    Attributes:
+        step: the level.
+        sigma: its noise level.
+        ids: particle ids.
+        before: ``(P, ...)`` estimates of the ODE.
+        after: ``(P, ...)`` estimates after MCMC.
+    """
+
+    step: int
+    sigma: float
+    ids: list[int]
+    before: torch.Tensor
+    after: torch.Tensor
+
+
+def trajectory_figure(path: Path, snapshots: Sequence[Snapshot]) -> None:
+    """``z0_hat`` (ODE) above ``z0_y`` (after MCMC) over sigma, two rows a particle; gaps where one did not exist."""
+    columns = sorted({(s.step, s.sigma) for s in snapshots})
+    found = {(s.step, i): (s.before[p], s.after[p]) for s in snapshots for p, i in enumerate(s.ids)}
+    ids = sorted({i for s in snapshots for i in s.ids})
+    blank = torch.ones_like(snapshots[0].before[0])
     rows = []
-    for p, particle in enumerate(ids):
-        before = [(z0_hat[p], f"sigma {sigma:.3g}", False) for sigma, z0_hat, _ in levels]
-        after = [(z0_y[p], "", False) for _, _, z0_y in levels]
+    for particle in ids:
+        pairs = [found.get((step, particle), (blank, blank)) for step, _ in columns]
+        titles = [f"sigma {sigma:.3g}" for _, sigma in columns]
+        before = [(pair[0], title, False) for pair, title in zip(pairs, titles, strict=True)]
+        after = [(pair[1], "", False) for pair in pairs]
         rows += [
-            [(before[0][0], f"particle {particle}\nODE, {before[0][1]}", False), *before[1:]],
+            [(before[0][0], f"particle {particle}\nODE, {titles[0]}", False), *before[1:]],
             [(after[0][0], "after MCMC", False), *after[1:]],
         ]
     contact_sheet(path, rows, "clean estimates over the annealing: ODE (upper rows), after MCMC (lower rows)")

@@ -14,9 +14,10 @@ from evaluation.modes import Modes, find_modes
 from evaluation.selection import Selection, select
 from operators.operator import Operator
 from priors.prior import Prior
-from runs.console import ClockHook, ProgressHook, TrajectoryHook
-from runs.phases import PhaseClock
-from runs.plots import contact_sheet, measurement_picture, save_png, trajectory_figure
+from runs.console import ProgressHook, TrajectoryHook
+from runs.hooks import HookPlan, optimization_record, repulsion_record
+from runs.phases import ClockHook, PhaseClock
+from runs.plots import Snapshot, contact_sheet, measurement_picture, save_png, trajectory_figure
 from runs.record import Record, RunFolder
 from runs.rng import ParticleStreams
 from sampler import Info, LatentDAPS, SamplerSettings, State
@@ -73,6 +74,7 @@ class Reconstructor:
         prior: the prior.
         operator: the operator.
         settings: of the annealing loop.
+        plan: repulsion, pruning and optimisation.
         evaluator: metrics against a truth.
         folder: where results go.
         seed: of all streams.
@@ -85,6 +87,7 @@ class Reconstructor:
         prior: Prior,
         operator: Operator,
         settings: SamplerSettings,
+        plan: HookPlan,
         evaluator: Evaluator,
         folder: RunFolder,
         seed: int,
@@ -92,6 +95,7 @@ class Reconstructor:
         save_trajectory: bool,
     ) -> None:
         self.prior, self.operator, self.settings, self.evaluator = prior, operator, settings, evaluator
+        self.plan = plan
         self.folder, self.seed, self.particle_ids, self.save_trajectory = folder, seed, particle_ids, save_trajectory
 
     def run(self, problem: Problem) -> Record:
@@ -112,25 +116,27 @@ class Reconstructor:
 
     def _run(self, problem: Problem) -> Record:
         device, clock, started = problem.y.device, PhaseClock(problem.y.device), time.perf_counter()
-        trajectory = TrajectoryHook(self.settings.num_levels)
+        trajectory, info = TrajectoryHook(self.settings.num_levels), Info()
         floor = self.operator.noise_floor(problem.y)
         with tqdm(total=self.settings.num_levels, desc=problem.name, unit="level") as bar:
-            hooks = [ProgressHook(bar, floor.mean.item()), ClockHook(clock)]
+            hooks = self.plan.hooks(problem.y, clock)
             hooks += [trajectory] if self.save_trajectory else []
+            hooks += [ProgressHook(bar, floor.mean.item()), ClockHook(clock)]
             loop = LatentDAPS(self.prior, self.operator, self.settings, hooks)
-            clock.enter("sampling")
+            clock.enter(self.plan.phases[0])
             streams = ParticleStreams(self.seed, problem.image_id)
-            state = loop.sample(problem.y, streams, self.particle_ids, Info())
+            state = loop.sample(problem.y, streams, self.particle_ids, info)
             clock.leave()
         result = self._evaluate(problem, state)
         seconds = time.perf_counter() - started  # pictures are not part of the method
         self._save_floats(result)
         self._draw(result, trajectory.decoded(self.prior, device) if self.save_trajectory else [])
-        return self._record(result, clock, seconds)
+        return self._record(result, clock, info, seconds)
 
     def _evaluate(self, problem: Problem, state: State) -> Result:
         decoded = self.prior.decode(state.z0_y)
         loss = self.operator.loss(decoded, state.y)
+        state, decoded, loss = (part[~state.masked] for part in (state, decoded, loss))
         alive = ~state.diverged & loss.isfinite()  # a finite latent can still decode to infinity
         images, loss, ids = decoded[alive].clamp(-1, 1), loss[alive], state.particle_id[alive].tolist()
         selection = scores = modes = None
@@ -153,7 +159,7 @@ class Reconstructor:
             **numbers,
         )
 
-    def _draw(self, result: Result, levels: list[tuple[float, torch.Tensor, torch.Tensor]]) -> None:
+    def _draw(self, result: Result, levels: list[Snapshot]) -> None:
         problem, folder = result.problem, self.folder.path
         for particle, image in zip(result.particle_ids, result.images, strict=True):
             save_png(folder / "samples" / f"{problem.image_id:05d}_particle{particle}.png", image)
@@ -170,7 +176,7 @@ class Reconstructor:
         heading = f"{problem.name} ({problem.origin}), image {problem.image_id}"
         contact_sheet(folder / "sheets" / f"{problem.image_id:05d}.png", [tiles], heading)
         if levels:
-            trajectory_figure(folder / "trajectory" / f"{problem.image_id:05d}.png", levels, self.particle_ids)
+            trajectory_figure(folder / "trajectory" / f"{problem.image_id:05d}.png", levels)
 
     @staticmethod
     def _title(result: Result, row: int, particle: int) -> str:
@@ -183,7 +189,7 @@ class Reconstructor:
         symmetry = next(s for s in self.operator.symmetries() if s.name == result.selection.symmetry)
         return symmetry.apply(result.images[result.selection.index][None])[0]
 
-    def _record(self, result: Result, clock: PhaseClock, seconds: float) -> Record:
+    def _record(self, result: Result, clock: PhaseClock, info: Info, seconds: float) -> Record:
         problem, selection = result.problem, result.selection
         floor = self.operator.noise_floor(problem.y)
         loss, floor_mean = result.loss.tolist(), floor.mean.item()
@@ -201,6 +207,7 @@ class Reconstructor:
                 "noise_floor": floor_mean,
                 "noise_floor_std": floor.std.item(),
                 "excess": [value - floor_mean for value in loss],
+                "fingerprint": [problem.y.double().mean().item(), problem.y.double().square().mean().sqrt().item()],
             },
             "selection": selection
             and {
@@ -210,6 +217,9 @@ class Reconstructor:
                 "scores": selection.scores,
                 "plausibility": selection.plausibility,
             },
+            "repulsion": repulsion_record(self.plan, info),
+            "pruning": next(iter(info.rows.get("pruning", [])), None),
+            "optimization": optimization_record(info, result.particle_ids),
             "tau": self.settings.tau,
             "timing": {
                 "seconds": seconds,

@@ -7,6 +7,7 @@ import platform
 import subprocess
 from datetime import UTC, datetime
 from importlib.metadata import version
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import torch
 import yaml
 
 from evaluation.modes import THRESHOLDS
-from runs.settings import NOT_IN_HASH, SettingsError, config_sha256
+from runs.checks import SettingsError
+from runs.settings import NOT_IN_HASH, config_sha256
 
 SCHEMA = 1
 METRICS = ("psnr", "ssim", "lpips")
@@ -146,9 +148,9 @@ def build_metrics(records: list[Record], config: dict[str, Any]) -> dict[str, An
         "modes": _modes(done),
         "measurement": {"per_image": [{"image_id": r["image_id"], **r["measurement"]} for r in done]},
         "selection": {"per_image": [{"image_id": r["image_id"], **r["selection"]} for r in done if r["selection"]]},
-        "repulsion": {"enabled": False, "active_steps": 0, "seconds": 0.0, "per_step": []},
-        "pruning": {"per_image": []},
-        "optimization": {"per_image": []},
+        "repulsion": _repulsion(done),
+        "pruning": _per_image(done, "pruning"),
+        "optimization": _per_image(done, "optimization"),
         "timing": _timing(done),
         "vram": _vram(done),
         "status": {
@@ -252,6 +254,22 @@ def _modes(done: list[Record]) -> dict[str, Any] | None:
     return {"per_image": rows, "overall": overall, "thresholds": THRESHOLDS}
 
 
+def _repulsion(done: list[Record]) -> dict[str, Any]:
+    parts = [(r["image_id"], r["repulsion"]) for r in done]
+    return {
+        "enabled": any(part["enabled"] for _, part in parts),
+        "features": parts[0][1]["features"] if parts else None,
+        "kernel": parts[0][1]["kernel"] if parts else None,
+        "active_steps": max((part["active_steps"] for _, part in parts), default=0),
+        "seconds": sum((part["seconds"] for _, part in parts), 0.0),
+        "per_step": [{"image_id": i, **row} for i, part in parts for row in part["per_step"]],
+    }
+
+
+def _per_image(done: list[Record], name: str) -> dict[str, Any]:
+    return {"per_image": [{"image_id": r["image_id"], **r[name]} for r in done if r[name] is not None]}
+
+
 def _timing(done: list[Record]) -> dict[str, Any]:
     steps = [r["timing"]["per_step_seconds"] for r in done]
     phases: dict[str, dict[str, float]] = {}
@@ -263,7 +281,7 @@ def _timing(done: list[Record]) -> dict[str, Any]:
     return {
         "total_seconds": sum(r["timing"]["seconds"] for r in done),
         "per_image_seconds": [r["timing"]["seconds"] for r in done],
-        "per_step_seconds": [mean(list(column)) for column in zip(*steps, strict=True)],
+        "per_step_seconds": [mean([s for s in column if s is not None]) for column in zip_longest(*steps)],
         "phases": phases or {"sampling": {"seconds": 0.0, "steps": 0}},
     }
 

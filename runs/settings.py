@@ -7,9 +7,7 @@ Every check runs before a model is loaded, and reports everything it finds at on
 import dataclasses
 import hashlib
 import json
-import math
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +15,8 @@ import torch
 from diffusion.mcmc import KERNELS
 from diffusion.paths import ENDS, PATHS
 from diffusion.pfode import SOLVERS
+from runs.checks import Checks, SettingsError
+from runs.hook_settings import HookKeys, check_hooks
 
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("float32", "bfloat16")
@@ -25,12 +25,7 @@ MODEL_KINDS = ("embedded", "custom")
 TASK_KINDS = ("phase_retrieval", "custom")
 SPLITS = ("test", "validation", "train")
 PRIOR_TERMS = ("gaussian", "exact")
-SCHEDULES = ("constant", "linear", "cosine")
 TIMESTEP_MAPS = ("native", "vp")
-
-
-class SettingsError(ValueError):
-    """The configuration cannot be run; the message lists every problem, key by key."""
 
 
 @dataclass
@@ -167,7 +162,7 @@ class CompatSettings:
 
 
 @dataclass
-class RunSettings:
+class RunSettings(HookKeys):
     """Everything that ``posterior_sample.py`` can be told.
 
     Attributes:
@@ -176,16 +171,11 @@ class RunSettings:
         seed: of every random stream.
         num_samples: particles a measurement.
         particle_ids: run only these particles (each exactly as in the full batch); null means all.
-        repulsion_scale: strength of particle repulsion, 0 is off.
-        repulsion_sigma_break: repulsion is active above this sigma.
-        repulsion_schedule: ``constant``, ``linear`` or ``cosine``.
-        repulsion_dino_model: timm name of the feature network.
-        pruning_step: prune at the first level with ``t <= pruning_step`` (0..1000), -1 is off.
-        optimization_step: optimise latents from the first level with ``t <= optimization_step``, -1 is off.
         use_tpu: run on a TPU (needs torch_xla).
         device: ``auto``, ``cpu`` or ``cuda``.
         gpu: index of the CUDA device.
         precision: ``float32``, or ``bfloat16`` inside the networks.
+        decode_batch: decode and differentiate at most this many particles at once, to save memory; null: all.
         save_trajectory: write the trajectory figures.
     """
 
@@ -194,16 +184,11 @@ class RunSettings:
     seed: int = 42
     num_samples: int = 4
     particle_ids: list[int] | None = None
-    repulsion_scale: float = 0.0
-    repulsion_sigma_break: float = 1.0
-    repulsion_schedule: str = "linear"
-    repulsion_dino_model: str = "vit_small_patch16_224.dino"
-    pruning_step: int = -1
-    optimization_step: int = -1
     use_tpu: bool = False
     device: str = "auto"
     gpu: int = 0
     precision: str = "float32"
+    decode_batch: int | None = None
     save_trajectory: bool = True
     data: DataSettings = field(default_factory=DataSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
@@ -237,38 +222,6 @@ def resolve_chain(settings: RunSettings) -> ChainConfig:
     return dataclasses.replace(chain, **values)
 
 
-class Checks:
-    """Collects problems so that a user sees all of them at once."""
-
-    def __init__(self) -> None:
-        self.problems: list[str] = []
-
-    def choice(self, key: str, value: str | None, allowed: tuple[str, ...] | list[str]) -> None:
-        if value not in allowed:
-            self.problems.append(f"{key}={value}: allowed are {', '.join(allowed)}")
-
-    def folder_name(self, key: str, value: str) -> None:
-        path = Path(value)  # the name of "." is empty: results would spill over the folder above
-        plain = bool(path.name.strip()) and ".." not in path.parts and not path.is_absolute() and len(value) <= 200
-        self.require(plain, f"{key}='{value}': must be a plain folder name below save_dir, of 1 to 200 characters")
-
-    def number(self, key: str, value: float, low: float, high: float = math.inf, open_low: bool = False) -> None:
-        inside = (low < value if open_low else low <= value) and value <= high
-        if not (math.isfinite(value) and inside):
-            upper = f" and at most {high:g}" if math.isfinite(high) else ""
-            self.problems.append(
-                f"{key}={value:g}: must be {'greater than' if open_low else 'at least'} {low:g}{upper}"
-            )
-
-    def require(self, holds: bool, message: str) -> None:
-        if not holds:
-            self.problems.append(message)
-
-    def finish(self) -> None:
-        if self.problems:
-            raise SettingsError("\n".join(self.problems))
-
-
 def validate(settings: RunSettings) -> None:
     """Check every value.
 
@@ -277,7 +230,7 @@ def validate(settings: RunSettings) -> None:
     """
     checks = Checks()
     _check_top(settings, checks)
-    _check_hooks(settings, checks)
+    check_hooks(settings, settings.num_samples, checks)
     _check_parts(settings, checks)
     _check_sampler(settings, checks)
     checks.finish()
@@ -293,24 +246,10 @@ def _check_top(settings: RunSettings, checks: Checks) -> None:
         checks.require(fits, f"particle_ids={ids}: must be distinct ids from 0 to num_samples - 1")
     checks.choice("device", settings.device, DEVICES)
     checks.choice("precision", settings.precision, PRECISIONS)
+    if settings.decode_batch is not None:
+        checks.number("decode_batch", settings.decode_batch, 1)
     checks.number("gpu", settings.gpu, 0)
     checks.number("seed", settings.seed, 0)
-
-
-def _check_hooks(settings: RunSettings, checks: Checks) -> None:
-    checks.number("repulsion_scale", settings.repulsion_scale, 0)
-    checks.number("repulsion_sigma_break", settings.repulsion_sigma_break, 0)
-    checks.choice("repulsion_schedule", settings.repulsion_schedule, SCHEDULES)
-    for key in ("pruning_step", "optimization_step"):
-        checks.number(key, getattr(settings, key), -1, 1000)
-    absent = {
-        "repulsion_scale": settings.repulsion_scale > 0,
-        "pruning_step": settings.pruning_step >= 0,
-        "optimization_step": settings.optimization_step >= 0,
-    }
-    for key, wanted in absent.items():
-        off = "0" if key == "repulsion_scale" else "-1"
-        checks.require(not wanted, f"{key}={getattr(settings, key)}: this version has no such hook yet; set {off}")
 
 
 def _check_parts(settings: RunSettings, checks: Checks) -> None:
@@ -340,6 +279,12 @@ def _check_sampler(settings: RunSettings, checks: Checks) -> None:
         checks.choice(f"{prefix}.schedule", part.schedule, list(PATHS))
         checks.number(f"{prefix}.num_steps", part.num_steps, 1, 100_000)
         checks.number(f"{prefix}.sigma_min", part.sigma_min, 0, open_low=True)
+    last_t = 1000 / max(annealing.num_steps, 1)
+    checks.require(
+        settings.pruning_step < 0 or last_t <= settings.pruning_step,
+        f"pruning_step={settings.pruning_step}: no level is that late; the last of {annealing.num_steps} levels has "
+        f"t = {last_t:g}",
+    )
     checks.number("sampler.annealing.sigma_max", annealing.sigma_max, 0, open_low=True)
     checks.require(
         annealing.sigma_max > annealing.sigma_min,

@@ -162,6 +162,8 @@ def full_state(count=5):
         "particle_id": rows + 10,
         "parent_id": rows + 20,
         "diverged": rows % 2 == 0,
+        "masked": rows % 3 == 0,
+        "level": rows + 30,
     }
     required = {f.name for f in dataclasses.fields(State) if f.type in (torch.Tensor, "torch.Tensor")}
     assert required == set(values), "a new tensor field needs a value here"

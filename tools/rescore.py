@@ -19,9 +19,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from evaluation.metrics import Evaluator, load_lpips
 from evaluation.modes import find_modes
 from runs.build import build_operator
+from runs.checks import SettingsError
 from runs.reconstruct import quality_record
 from runs.record import Record, RunFolder
-from runs.settings import SettingsError, TaskSettings
+from runs.settings import TaskSettings
 
 
 def rescore_record(record: Record, evaluator: Evaluator, floats: Path) -> Record:

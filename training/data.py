@@ -36,6 +36,8 @@ class TrainingImages:
         validation: ``(V, 3, R, R)`` float32 in [-1, 1], never trained on.
         zoom: probability that a sample is a random crop of ``large``.
         min_crop: smallest crop side as a fraction of the full frame.
+        close_up: probability that a sample is a crop about the middle of ``large``: its side at most half way
+            between ``min_crop`` and the full frame, its centre within the middle half of the free range.
     """
 
     images: torch.Tensor
@@ -43,6 +45,7 @@ class TrainingImages:
     validation: torch.Tensor
     zoom: float = 0.5
     min_crop: float = 0.5
+    close_up: float = 0.0
 
     def batch(self, size: int, generator: torch.Generator) -> torch.Tensor:
         """Draw ``(size, 3, R, R)`` float32 in [-1, 1] with horizontal mirroring and random zooms.
@@ -51,10 +54,13 @@ class TrainingImages:
         """
         index = torch.randint(len(self.images), (size,), generator=generator)
         mirror = torch.rand(size, generator=generator) < 0.5
-        zoomed = torch.rand(size, generator=generator) < (self.zoom if self.large is not None else 0)
+        kind = torch.rand(size, generator=generator)  # [0, zoom) crop anywhere, [zoom, zoom + close_up) close-up
         boxes = torch.rand(size, 3, generator=generator)
+        close = (kind >= self.zoom) & (kind < self.zoom + self.close_up)
+        boxes[close] = boxes[close] * 0.5 + torch.tensor([0.0, 0.25, 0.25])
+        cropped = (kind < self.zoom + self.close_up) if self.large is not None else torch.zeros(size, dtype=torch.bool)
         batch = self.images[index].float()
-        for row in torch.nonzero(zoomed).flatten().tolist():
+        for row in torch.nonzero(cropped).flatten().tolist():
             batch[row] = self._crop(int(index[row]), boxes[row])
         batch[mirror] = batch[mirror].flip(-1)
         return batch / 127.5 - 1
@@ -70,7 +76,7 @@ class TrainingImages:
 
 
 def load_training_images(
-    path: Path, large_path: Path | None, resolution: int, zoom: float, min_crop: float
+    path: Path, large_path: Path | None, resolution: int, zoom: float, min_crop: float, close_up: float = 0.0
 ) -> TrainingImages:
     """Load a folder of images or an ``.npz`` file (``train_images``, optional ``train_dupgroup``).
 
@@ -81,12 +87,13 @@ def load_training_images(
         resolution: side ``R`` in pixels.
         zoom: see :class:`TrainingImages`.
         min_crop: see :class:`TrainingImages`.
+        close_up: see :class:`TrainingImages`.
 
     Raises:
         DataError: the files cannot be read or do not fit, or too few images are left to train on.
     """
     if path.is_dir():
-        return _from_folder(path, resolution, zoom, min_crop)
+        return _from_folder(path, resolution, zoom, min_crop, close_up)
     images, held_out = npz_training(path)
     train, validation = np.delete(images, held_out, axis=0), images[held_out]
     if train.shape[1:] != (resolution, resolution, 3):
@@ -99,10 +106,10 @@ def load_training_images(
         if len(everything) != len(images):
             raise DataError(f"{large_path} holds {len(everything)} images, {path} {len(images)}")
         large = _channels_first(np.delete(everything, held_out, axis=0))
-    return TrainingImages(_channels_first(train), large, to_tensor(validation), zoom, min_crop)
+    return TrainingImages(_channels_first(train), large, to_tensor(validation), zoom, min_crop, close_up)
 
 
-def _from_folder(path: Path, resolution: int, zoom: float, min_crop: float) -> TrainingImages:
+def _from_folder(path: Path, resolution: int, zoom: float, min_crop: float, close_up: float) -> TrainingImages:
     files = image_files(path)
     if len(files) < 2:
         raise DataError(f"{path} holds {len(files)} image: a training needs at least 2, one of them held out")
@@ -110,8 +117,9 @@ def _from_folder(path: Path, resolution: int, zoom: float, min_crop: float) -> T
     small = np.stack([load_image(f, resolution) for f in files])
     large = np.stack([load_image(f, 2 * resolution) for f in files])
     rest = [i for i in range(len(files)) if i not in held_out]
+    validation = to_tensor(small[sorted(held_out)])
     return TrainingImages(
-        _channels_first(small[rest]), _channels_first(large[rest]), to_tensor(small[sorted(held_out)]), zoom, min_crop
+        _channels_first(small[rest]), _channels_first(large[rest]), validation, zoom, min_crop, close_up
     )
 
 

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from runs.settings import DEVICES, Checks
+from runs.checks import Checks
+from runs.settings import DEVICES
 from training.autoencoder import AutoencoderSettings
 from training.latent_diffusion import DenoiserSettings
 
@@ -21,6 +22,8 @@ class TrainingSettings:
         resolution: side of the images in pixels.
         zoom: probability that a training sample is a random crop of the large image.
         min_crop: smallest crop side as a fraction of the full frame.
+        close_up: probability that a training sample is a crop about the middle of the large image, at most half way
+            between ``min_crop`` and the full frame.
         stages: stages to run, in this order: autoencoder, denoiser, export.
         export_dir: where ``export`` writes the prior.
         source: one line for the card: which images, by whom, under which terms.
@@ -38,6 +41,7 @@ class TrainingSettings:
     resolution: int = 64
     zoom: float = 0.5
     min_crop: float = 0.5
+    close_up: float = 0.0
     stages: list[str] = field(default_factory=lambda: list(STAGES))
     export_dir: str = "assets/prior"
     source: str = "not stated"
@@ -60,6 +64,11 @@ def validate(settings: TrainingSettings) -> None:
         checks.choice("stages", stage, STAGES)
     checks.choice("device", settings.device, DEVICES)
     checks.number("zoom", settings.zoom, 0, 1)
+    checks.number("close_up", settings.close_up, 0, 1)
+    checks.require(
+        settings.zoom + settings.close_up <= 1,
+        f"zoom={settings.zoom}, close_up={settings.close_up}: their sum must be at most 1",
+    )
     checks.number("min_crop", settings.min_crop, 0, 1, open_low=True)
     checks.number("seed", settings.seed, 0)
     one, two = settings.autoencoder, settings.denoiser

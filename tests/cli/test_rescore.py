@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from runs.settings import SettingsError
+from runs.checks import SettingsError
 from tools.rescore import rescore
 
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from runs.plots import contact_sheet, measurement_picture, save_png, to_uint8, trajectory_figure
+from runs.plots import Snapshot, contact_sheet, measurement_picture, save_png, to_uint8, trajectory_figure
 
 
 def test_bytes_are_rounded_and_clipped():
@@ -47,9 +47,10 @@ def test_contact_sheet_takes_rows_of_any_length_and_marks_the_answer(tmp_path):
 
 
 def test_trajectory_has_two_rows_a_particle(tmp_path):
-    level = (10.0, torch.zeros(2, 3, 8, 8), torch.zeros(2, 3, 8, 8))
-    trajectory_figure(tmp_path / "two.png", [level] * 3, [0, 5])
-    trajectory_figure(tmp_path / "one.png", [level] * 3, [0])
+    x = torch.zeros(2, 3, 8, 8)
+    two = [Snapshot(k, 10.0 - k, [0, 5] if k < 2 else [5], x, x) for k in range(3)]  # a particle may end early
+    trajectory_figure(tmp_path / "two.png", two)
+    trajectory_figure(tmp_path / "one.png", [s._replace(ids=[0]) for s in two])
     two, one = (Image.open(tmp_path / n) for n in ("two.png", "one.png"))
     assert two.width == one.width
     assert two.height > 1.8 * one.height

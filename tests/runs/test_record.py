@@ -8,10 +8,10 @@ import torch
 from omegaconf import OmegaConf
 
 import posterior_sample  # noqa: F401 (registers the schema)
+from runs.checks import SettingsError
 from runs.command_line import compose_config
 from runs.console import results_table
 from runs.record import RunFolder, build_metrics, finite, std, write_atomically
-from runs.settings import SettingsError
 
 CONFIG = OmegaConf.to_container(compose_config("config", ["num_samples=3"]), resolve=True)
 PSNR, SSIM, LPIPS = [20.0, 30.0, 10.0], [0.5, 0.9, 0.1], [0.4, 0.6, 0.2]
@@ -39,6 +39,16 @@ def record(image_id=0, particles=(0, 1, 2), lpips=False, phases=("sampling",), p
             "noise_floor_std": 0.1,
             "excess": [0.0] * len(rows),
         },
+        "repulsion": {
+            "enabled": False,
+            "features": None,
+            "kernel": "plain",
+            "active_steps": 0,
+            "seconds": 0.0,
+            "per_step": [],
+        },
+        "pruning": None,
+        "optimization": None,
         "selection": chosen | {"scores": [1.0] * len(rows)} if rows else None,
         "tau": 0.05,
         "timing": {

@@ -44,7 +44,7 @@ def test_data_term_is_the_latent_gradient_of_the_loss():
     y = measurement().expand(4, 2)
     expected_loss = operator.loss(decoder.decode(z), y)
     (expected,) = torch.autograd.grad(expected_loss.sum(), z)
-    term = DataTerm(prior, operator.objective(y), settings())
+    term = DataTerm(prior, operator, y)
     loss, gradient = term(z.detach(), True)
     torch.testing.assert_close(loss, expected_loss.detach(), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-12)
@@ -57,7 +57,7 @@ def test_potential_of_the_local_target_belongs_to_its_gradient(half):
     state, run_settings = dataclasses.replace(full_state(3), sigma=0.6), settings(likelihood_half=half)
     state = dataclasses.replace(state, **{n: latent(normal(3, 3, seed=i)) for i, n in enumerate(("z", "z0_hat"))})
     prior, operator = problem()
-    term = DataTerm(prior, operator.objective(measurement().expand(3, 2)), run_settings)
+    term = DataTerm(prior, operator, measurement().expand(3, 2))
     target = sampler.local_posterior(term, prior.denoiser, state, run_settings)
     x, direction = latent(normal(3, 3, seed=5)), latent(normal(3, 3, seed=6))
     difference = (target(x + direction, False).potential - target(x - direction, False).potential) / 2
@@ -81,11 +81,22 @@ def test_chain_noise_comes_from_a_stream_per_purpose_and_level():
 def test_gradient_clamp_bounds_each_element_of_the_latent_gradient(clamp):
     decoder = MatrixAutoencoder(normal(3, 3, seed=8))
     prior, operator = gaussian_prior(PRIOR_MEAN, 1.0, decoder), MatrixOperator(MATRIX)
-    objective, z = operator.objective(measurement().expand(4, 2)), latent(normal(4, 3, seed=9))
-    free = DataTerm(prior, objective, settings())(z, True)[1]
-    clamped = DataTerm(prior, objective, settings(gradient_clamp=clamp))(z, True)[1]
+    y, z = measurement().expand(4, 2), latent(normal(4, 3, seed=9))
+    free = DataTerm(prior, operator, y)(z, True)[1]
+    clamped = DataTerm(prior, operator, y, gradient_clamp=clamp)(z, True)[1]
     assert free.abs().max() > clamp > free.abs().min()
     assert torch.equal(clamped, free.clamp(-clamp, clamp))
+
+
+@pytest.mark.parametrize("size", [1, 3, 4])
+def test_decoding_in_parts_changes_nothing(size):
+    decoder = MatrixAutoencoder(normal(3, 3, seed=8))
+    prior, operator = gaussian_prior(PRIOR_MEAN, 1.0, decoder), MatrixOperator(MATRIX)
+    y, z = normal(4, 2, seed=7), latent(normal(4, 3, seed=9))
+    whole, parts = DataTerm(prior, operator, y)(z, True), DataTerm(prior, operator, y, decode_batch=size)(z, True)
+    for one, other in zip(whole, parts, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+    assert_same(run(settings(decode_batch=size)), run(settings()), exact=False)
 
 
 def test_gradient_clamp_reaches_the_run():

@@ -1,0 +1,226 @@
+r"""Hook: hard data consistency in latent space (ReSample, Song et al. 2024), each particle on its own.
+
+Minimises :math:`\frac1n |A(D(z)) - y|^2` over ``z`` with AdamW, started from ``z0_y``. A particle stops when its loss
+reaches the loss expected at the answer (the noise floor plus what the decoder cannot represent), when it exceeds the
+loss of ``window`` iterations before, or after ``max_iters``. A stopped particle is taken out of the batch: it does
+not move any more and costs nothing.
+"""
+
+import time
+from dataclasses import dataclass, replace
+
+import torch
+
+from operators.operator import Operator
+from priors.prior import Prior
+from sampler import DataTerm, Hook, Info, State
+
+WHEN = ("end", "every")
+ACCEPT = ("split", "floor", "loss")
+
+
+@dataclass(frozen=True)
+class OptimizationSettings:
+    """How each particle is optimised.
+
+    Attributes:
+        from_level: first level with ``t <= optimization_step``.
+        when: ``end``: once, after the last level; ``every``: at every level from ``from_level`` on.
+        lr: learning rate of AdamW (ReSample: 5e-3).
+        max_iters: iterations at most, a level.
+        window: stop when the loss exceeds the loss this many iterations before (ReSample: 200).
+        weight_decay: decoupled, as AdamW's (ReSample: 1e-2, PyTorch's default).
+        accept: ``split``: optimise on one half of a measurement that holds two independent copies, keep the result if
+            the loss on the other half fell; ``floor``: keep it if its loss came nearer to the one expected at the
+            answer; ``loss``: keep it if its loss fell (fits noise).
+        decode_batch: particles decoded at once, None for all.
+    """
+
+    from_level: int
+    when: str = "end"
+    lr: float = 5e-3
+    max_iters: int = 500
+    window: int = 200
+    weight_decay: float = 1e-2
+    accept: str = "split"
+    decode_batch: int | None = None
+
+
+@dataclass
+class Moments:
+    """AdamW's running averages, one row a particle."""
+
+    first: torch.Tensor
+    second: torch.Tensor
+
+    def __getitem__(self, rows: torch.Tensor) -> "Moments":
+        return Moments(self.first[rows], self.second[rows])
+
+
+def adamw_step(
+    z: torch.Tensor,
+    gradient: torch.Tensor,
+    moments: Moments,
+    iteration: int,
+    lr: float,
+    weight_decay: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+) -> torch.Tensor:
+    """One step of AdamW (Loshchilov and Hutter 2019) as ``torch.optim.AdamW`` does it, on rows that can be dropped.
+
+    Args:
+        z: ``(P, ...)`` positions.
+        gradient: like ``z``.
+        moments: updated in place.
+        iteration: 1 for the first.
+        lr: learning rate.
+        weight_decay: decoupled weight decay.
+        betas: decay of the two averages.
+        eps: added to the root of the second.
+    """
+    moments.first.lerp_(gradient, 1 - betas[0])
+    moments.second.mul_(betas[1]).addcmul_(gradient, gradient, value=1 - betas[1])
+    corrected = moments.second.sqrt() / (1 - betas[1] ** iteration) ** 0.5 + eps
+    return z * (1 - lr * weight_decay) - lr / (1 - betas[0] ** iteration) * moments.first / corrected
+
+
+@dataclass
+class Outcome:
+    """Results of one call, one row a particle.
+
+    Attributes:
+        z: where each particle stopped.
+        loss: the last loss that was evaluated there or one step before, ``(P,)``.
+        iterations: steps taken, ``(P,)``.
+        reason: ``floor``, ``plateau`` or ``max_iters``.
+    """
+
+    z: torch.Tensor
+    loss: torch.Tensor
+    iterations: torch.Tensor
+    reason: list[str]
+
+
+def optimise(
+    z: torch.Tensor, data_term: "ParticleTerm", entries: int, floor: torch.Tensor, settings: OptimizationSettings
+) -> Outcome:
+    """Minimise each particle's loss until it stops.
+
+    Args:
+        z: ``(P, ...)`` start.
+        data_term: loss and gradient of some of the particles.
+        entries: n of the mean; AdamW hardly notices it.
+        floor: ``(P,)`` losses at which to stop.
+        settings: see :class:`OptimizationSettings`.
+    """
+    result, reason = z.clone(), ["max_iters"] * len(z)
+    last, taken = z.new_zeros(len(z)), torch.zeros(len(z), dtype=torch.long, device=z.device)
+    rows, moments = torch.arange(len(z), device=z.device), Moments(torch.zeros_like(z), torch.zeros_like(z))
+    history: list[torch.Tensor] = []
+    for iteration in range(settings.max_iters):
+        loss, gradient = data_term(z, rows)
+        last[rows] = loss
+        history.append(last.clone())
+        done, plateau = loss <= floor[rows], torch.zeros_like(loss, dtype=torch.bool)
+        if iteration >= settings.window:
+            plateau = loss > history[iteration - settings.window][rows]
+        for i in torch.nonzero(done | plateau).flatten().tolist():
+            reason[int(rows[i])] = "floor" if bool(done[i]) else "plateau"
+        going = ~(done | plateau)
+        if not bool(going.all()):
+            rows, z, gradient, moments = rows[going], z[going], gradient[going], moments[going]
+        if len(rows) == 0:
+            break
+        z = adamw_step(z, gradient / entries, moments, iteration + 1, settings.lr, settings.weight_decay)
+        result[rows] = z
+        taken[rows] += 1
+    return Outcome(result, last, taken, reason)
+
+
+class ParticleTerm:
+    """:class:`sampler.DataTerm` of a subset of the particles; built again only when the subset changes."""
+
+    def __init__(self, prior: Prior, operator: Operator, y: torch.Tensor, decode_batch: int | None) -> None:
+        self.prior, self.operator, self.y, self.decode_batch = prior, operator, y, decode_batch
+        self._count, self._term = -1, None
+
+    def __call__(self, z: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Losses and gradients of particles ``rows``, which only ever become fewer."""
+        if len(rows) != self._count:
+            self._count = len(rows)
+            self._term = DataTerm(self.prior, self.operator, self.y[rows], self.decode_batch)
+        return self._term(z, True)
+
+
+class LatentOptimization(Hook):
+    """Optimises ``z0_y`` at the end or at every late level.
+
+    Args:
+        prior: its decoder.
+        operator: its loss, and perhaps two independent halves of y.
+        settings: how.
+        expected: loss expected at the answer, over all of y.
+    """
+
+    def __init__(self, prior: Prior, operator: Operator, settings: OptimizationSettings, expected: float) -> None:
+        self.prior, self.operator, self.settings, self.expected = prior, operator, settings, expected
+
+    def before_renoise(self, state: State, info: Info) -> State:
+        """At every late level, if asked for; children that stand higher up wait for their own turn."""
+        settings = self.settings
+        if settings.when != "every" or state.step < settings.from_level:
+            return state
+        return self._apply(state, state.active & (state.level == state.step + 1), info)
+
+    def at_end(self, state: State, info: Info) -> State:
+        """After the last level, if asked for."""
+        return self._apply(state, state.active, info) if self.settings.when == "end" else state
+
+    def _apply(self, state: State, chosen: torch.Tensor, info: Info) -> State:
+        rows = torch.nonzero(chosen).flatten()
+        if len(rows) == 0 or self.settings.max_iters == 0:
+            return state
+        started, part = time.perf_counter(), state[rows]
+        initial = self._loss(part.z0_y, part.y)
+        fit_y, held_y, floor = part.y, None, torch.full_like(initial, self.expected)
+        halves = self.operator.split(part.y) if self.settings.accept == "split" else None
+        if halves is not None:
+            fit_y, held_y = halves.fit, halves.held
+            floor = floor - self.operator.noise_floor(part.y).mean + halves.floor
+        term = ParticleTerm(self.prior, self.operator, fit_y, self.settings.decode_batch)
+        outcome = optimise(part.z0_y, term, part.y[0].numel(), floor, self.settings)
+        final = self._loss(outcome.z, part.y)
+        accepted = self._accept(part.z0_y, outcome.z, held_y, initial, final)
+        keep = accepted.reshape(-1, *(1,) * (part.z0_y.ndim - 1))
+        z0_y = state.z0_y.clone()
+        z0_y[rows] = torch.where(keep, outcome.z, part.z0_y)
+        info.add(
+            "optimization",
+            step=state.step,
+            particle_ids=part.ids,
+            iterations=outcome.iterations.tolist(),
+            seconds=time.perf_counter() - started,
+            initial_loss=initial.tolist(),
+            final_loss=torch.where(accepted, final, initial).tolist(),
+            reason=outcome.reason,
+            accepted=accepted.tolist(),
+        )
+        return replace(state, z0_y=z0_y)
+
+    def _loss(self, z: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return DataTerm(self.prior, self.operator, y, self.settings.decode_batch)(z, False)[0]
+
+    def _accept(
+        self,
+        before: torch.Tensor,
+        after: torch.Tensor,
+        held_y: torch.Tensor | None,
+        initial: torch.Tensor,
+        final: torch.Tensor,
+    ) -> torch.Tensor:
+        if held_y is not None:
+            return self._loss(after, held_y) < self._loss(before, held_y)
+        if self.settings.accept == "loss":
+            return final < initial
+        return (final - self.expected).abs() < (initial - self.expected).abs()

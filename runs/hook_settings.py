@@ -1,0 +1,146 @@
+"""Top-level keys of the three hooks, and their checks."""
+
+from dataclasses import dataclass
+
+import pruning
+import repulsion
+import resample_opt
+from runs.checks import Checks
+
+FEATURES = ("auto", "dino", "latent", "pixel")
+
+
+@dataclass
+class RepulsionKeys:
+    """Repulsion of particles; see :class:`repulsion.RepulsionSettings`.
+
+    Attributes:
+        repulsion_scale: strength of particle repulsion, 0 is off.
+        repulsion_unit: ``ratio`` (of the term to the score, transfers between priors) or ``raw`` (the factor itself).
+        repulsion_sigma_break: repulsion is active above this sigma.
+        repulsion_schedule: ``constant``, ``linear`` or ``cosine``.
+        repulsion_on: ``z0_hat`` (clean estimate at this level) or ``z_t`` (the scaled noisy latent).
+        repulsion_features: ``dino``, ``latent``, ``pixel``, or ``auto``: dino where its weights are, else latent.
+        repulsion_kernel: ``plain``; ``quotient`` (the operator's twins count as one); ``odd`` (repel only where the
+            twins differ).
+        repulsion_dino_model: timm name of the feature network.
+        repulsion_dino_path: its weight file; null: the hub's cache.
+        repulsion_log: log pairwise distances at every level, also where repulsion is off.
+    """
+
+    repulsion_scale: float = 0.0
+    repulsion_unit: str = "ratio"
+    repulsion_sigma_break: float = 1.0
+    repulsion_schedule: str = "linear"
+    repulsion_on: str = "z0_hat"
+    repulsion_features: str = "auto"
+    repulsion_kernel: str = "plain"
+    repulsion_dino_model: str = "vit_small_patch16_224.dino"
+    repulsion_dino_path: str | None = None
+    repulsion_log: bool = False
+
+
+@dataclass
+class PruningKeys:
+    """Pruning and branching; see :class:`pruning.PruningSettings`.
+
+    Attributes:
+        pruning_step: prune at the first level with ``t <= pruning_step`` (0..1000), -1 is off.
+        pruning_keep: particles to keep at most.
+        pruning_rule: ``loss`` or ``diverse``.
+        pruning_mode: ``slice`` frees memory and time, ``mask`` lets pruned particles run on unseen.
+        pruning_tolerance: of ``diverse``: largest loss above the best, in standard deviations of the loss.
+        pruning_close: of ``diverse``: images nearer than this (root mean square in [0, 1]) count as one.
+        pruning_branch: sigma to which children of the survivors are re-noised to fill the freed places, 0 is off.
+    """
+
+    pruning_step: int = -1
+    pruning_keep: int = 2
+    pruning_rule: str = "loss"
+    pruning_mode: str = "slice"
+    pruning_tolerance: float = 3.0
+    pruning_close: float = 0.1
+    pruning_branch: float = 0.0
+
+
+@dataclass
+class OptimizationKeys:
+    """Latent optimisation; see :class:`resample_opt.OptimizationSettings`.
+
+    Attributes:
+        optimization_step: optimise latents from the first level with ``t <= optimization_step``, -1 is off.
+        optimization_when: ``end`` (once, after the last level) or ``every`` (at every level from there on).
+        optimization_lr: learning rate of AdamW.
+        optimization_max_iters: iterations at most, a level.
+        optimization_window: stop when the loss exceeds the one this many iterations before.
+        optimization_weight_decay: of AdamW.
+        optimization_accept: ``split`` (validate on the other half of the measurement), ``floor`` or ``loss``.
+    """
+
+    optimization_step: int = -1
+    optimization_when: str = "end"
+    optimization_lr: float = 5e-3
+    optimization_max_iters: int = 500
+    optimization_window: int = 200
+    optimization_weight_decay: float = 1e-2
+    optimization_accept: str = "split"
+
+
+@dataclass
+class HookKeys(RepulsionKeys, PruningKeys, OptimizationKeys):
+    """Keys of all hooks, at the top level of the configuration."""
+
+
+def check_hooks(keys: HookKeys, num_samples: int, checks: Checks) -> None:
+    """Report every value that no hook could run with."""
+    _check_repulsion(keys, checks)
+    _check_pruning(keys, num_samples, checks)
+    _check_optimization(keys, checks)
+
+
+def _check_repulsion(keys: HookKeys, checks: Checks) -> None:
+    checks.number("repulsion_scale", keys.repulsion_scale, 0)
+    checks.choice("repulsion_unit", keys.repulsion_unit, repulsion.UNITS)
+    checks.number("repulsion_sigma_break", keys.repulsion_sigma_break, 0)
+    checks.choice("repulsion_schedule", keys.repulsion_schedule, repulsion.SCHEDULES)
+    checks.choice("repulsion_on", keys.repulsion_on, repulsion.ESTIMATES)
+    checks.choice("repulsion_features", keys.repulsion_features, FEATURES)
+    checks.choice("repulsion_kernel", keys.repulsion_kernel, repulsion.KERNELS)
+    checks.require(
+        not (keys.repulsion_kernel == "odd" and keys.repulsion_features == "latent"),
+        "repulsion_kernel=odd: the odd part of an image has no latent; use repulsion_features=pixel or dino",
+    )
+
+
+def _check_pruning(keys: HookKeys, num_samples: int, checks: Checks) -> None:
+    checks.number("pruning_step", keys.pruning_step, -1, 1000)
+    checks.number("pruning_keep", keys.pruning_keep, 1)
+    checks.choice("pruning_rule", keys.pruning_rule, pruning.RULES)
+    checks.choice("pruning_mode", keys.pruning_mode, pruning.MODES)
+    checks.number("pruning_tolerance", keys.pruning_tolerance, 0)
+    checks.number("pruning_close", keys.pruning_close, 0)
+    checks.number("pruning_branch", keys.pruning_branch, 0)
+    checks.require(
+        not (keys.pruning_branch > 0 and keys.pruning_mode == "mask"),
+        "pruning_branch: a masked particle keeps its place; branching needs pruning_mode=slice",
+    )
+    checks.require(
+        keys.pruning_step < 0 or keys.pruning_keep <= num_samples,
+        f"pruning_keep={keys.pruning_keep}: there are only num_samples={num_samples} particles",
+    )
+
+
+def _check_optimization(keys: HookKeys, checks: Checks) -> None:
+    checks.number("optimization_step", keys.optimization_step, -1, 1000)
+    checks.choice("optimization_when", keys.optimization_when, resample_opt.WHEN)
+    checks.number("optimization_lr", keys.optimization_lr, 0, open_low=True)
+    checks.number("optimization_max_iters", keys.optimization_max_iters, 0)
+    checks.number("optimization_window", keys.optimization_window, 1)
+    checks.number("optimization_weight_decay", keys.optimization_weight_decay, 0)
+    checks.choice("optimization_accept", keys.optimization_accept, resample_opt.ACCEPT)
+    both = keys.pruning_step >= 0 and keys.optimization_step >= 0
+    checks.require(
+        not both or keys.optimization_step <= keys.pruning_step,
+        f"optimization_step={keys.optimization_step}: must not exceed pruning_step={keys.pruning_step} "
+        "(pruning comes first)",
+    )

@@ -1,0 +1,201 @@
+"""The three hooks of one run: which are on, in what order they are called, what they leave in the record."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from operators.operator import IDENTITY, Operator
+from priors.dino import DinoFeatures, dino_weights
+from priors.prior import Prior, PriorError
+from pruning import Pruning, PruningSettings
+from repulsion import FeatureSpace, ImageSpace, LatentSpace, Repulsion, RepulsionSettings, low_pass
+from resample_opt import LatentOptimization, OptimizationSettings
+from runs.hook_settings import HookKeys
+from runs.phases import PhaseClock, PhaseHook
+from runs.settings import RunSettings
+from sampler import NUM_TIMESTEPS, Hook, Info
+
+
+def level_of(step: int, num_levels: int) -> int | None:
+    """The first level k of K with ``t = 1000 (1 - k / K) <= step``, compared in integers; None if off or never."""
+    if step < 0:
+        return None
+    reached = (k for k in range(num_levels) if NUM_TIMESTEPS * (num_levels - k) <= step * num_levels)
+    return next(reached, None)
+
+
+@dataclass(frozen=True)
+class HookPlan:
+    """What ``posterior_sample.py`` was asked to do at each level; makes fresh hooks for each image.
+
+    Attributes:
+        keys: the configuration.
+        prior: the prior.
+        operator: the operator.
+        path: annealing sigmas ``(K + 1,)``.
+        num_samples: particles at the start.
+        space: where repulsion measures distances; None if it is off.
+        decode_batch: particles decoded at once, None for all.
+    """
+
+    keys: HookKeys
+    prior: Prior
+    operator: Operator
+    path: torch.Tensor
+    num_samples: int
+    space: FeatureSpace | None = None
+    decode_batch: int | None = None
+
+    @property
+    def prune_level(self) -> int | None:
+        """Level at whose end particles are pruned."""
+        return level_of(self.keys.pruning_step, len(self.path) - 1)
+
+    @property
+    def optimize_level(self) -> int | None:
+        """First level at which latents may be optimised (``K`` where no level is late enough: only the end is)."""
+        if self.keys.optimization_step < 0:
+            return None
+        found = level_of(self.keys.optimization_step, len(self.path) - 1)
+        return len(self.path) - 1 if found is None else found
+
+    @property
+    def phases(self) -> list[str]:
+        """Names of the phases, in order."""
+        prunes, optimises = self.prune_level is not None, self.optimize_level is not None
+        if prunes and optimises:
+            return ["pre_pruning", "post_pruning_pre_optimization", "optimization"]
+        if prunes:
+            return ["pre_pruning", "post_pruning"]
+        return ["pre_optimization", "optimization"] if optimises else ["sampling"]
+
+    def hooks(self, y: torch.Tensor, clock: PhaseClock) -> list[Hook]:
+        """Hooks for one measurement ``y`` ``(1, ...)``, with the phase changes between them."""
+        keys, hooks = self.keys, []
+        floor = self.operator.noise_floor(y)
+        excess, spread = (self.prior.misfit_excess or {}).get(self.operator.name, (0.0, 0.0))
+        if self.space is not None:
+            hooks.append(Repulsion(self.prior, self.space, self._repulsion_settings(), self.path))
+        if self.prune_level is not None:
+            loss_std = (floor.std.item() ** 2 + spread**2) ** 0.5
+            hooks.append(Pruning(self.prior, self.operator, self._pruning_settings(), self.path, loss_std))
+            hooks.append(PhaseHook(clock, self.phases[1], self.prune_level))
+        if self.optimize_level is not None:
+            at_end = keys.optimization_when == "end" or self.optimize_level == len(self.path) - 1
+            if self.optimize_level == self.prune_level and not at_end:
+                hooks.pop()  # nothing lies between pruning and optimisation
+                clock.skip(self.phases[1])
+            hooks.append(PhaseHook(clock, self.phases[-1], None if at_end else self.optimize_level))
+            settings = OptimizationSettings(
+                from_level=self.optimize_level,
+                when="end" if at_end else "every",
+                lr=keys.optimization_lr,
+                max_iters=keys.optimization_max_iters,
+                window=keys.optimization_window,
+                weight_decay=keys.optimization_weight_decay,
+                accept=keys.optimization_accept,
+                decode_batch=self.decode_batch,
+            )
+            expected = floor.mean.item() + excess
+            hooks.append(LatentOptimization(self.prior, self.operator, settings, expected))
+        return hooks
+
+    def _repulsion_settings(self) -> RepulsionSettings:
+        keys = self.keys
+        return RepulsionSettings(
+            scale=keys.repulsion_scale,
+            unit=keys.repulsion_unit,
+            sigma_break=keys.repulsion_sigma_break,
+            schedule=keys.repulsion_schedule,
+            estimate=keys.repulsion_on,
+            stop_at=keys.optimization_step,
+            log=keys.repulsion_log,
+        )
+
+    def _pruning_settings(self) -> PruningSettings:
+        keys = self.keys
+        return PruningSettings(
+            at_level=self.prune_level,
+            keep=keys.pruning_keep,
+            rule=keys.pruning_rule,
+            mode=keys.pruning_mode,
+            tolerance=keys.pruning_tolerance,
+            close=keys.pruning_close,
+            branch_sigma=keys.pruning_branch,
+            first_child_id=self.num_samples,
+        )
+
+
+def build_hook_plan(
+    settings: RunSettings, prior: Prior, operator: Operator, path: torch.Tensor, device: torch.device
+) -> HookPlan:
+    """The plan that the configuration asks for; loads the feature network where one is needed.
+
+    Raises:
+        PriorError: the feature network's weights are missing or wrong.
+    """
+    needed = settings.repulsion_scale > 0 or settings.repulsion_log
+    space = build_feature_space(settings, prior, operator, device) if needed else None
+    return HookPlan(settings, prior, operator, path, settings.num_samples, space, settings.decode_batch)
+
+
+def build_feature_space(keys: HookKeys, prior: Prior, operator: Operator, device: torch.device) -> FeatureSpace:
+    """The space that ``repulsion_features`` and ``repulsion_kernel`` name.
+
+    Raises:
+        PriorError: DINO is asked for and its weights are missing or wrong.
+    """
+    kind, weights = keys.repulsion_features, None
+    odd = keys.repulsion_kernel == "odd"
+    if kind in ("auto", "dino"):
+        weights = dino_weights(keys.repulsion_dino_model, keys.repulsion_dino_path)
+        if weights is None and kind == "dino":
+            raise PriorError(
+                f"repulsion_features=dino: no weights of {keys.repulsion_dino_model} in the hub's cache; set "
+                "repulsion_dino_path=FILE, or use repulsion_features=latent or pixel, which need none"
+            )
+        kind = "dino" if weights is not None else "pixel" if odd else "latent"
+    symmetries = operator.symmetries()
+    if odd and len(symmetries) < 2:
+        raise PriorError(f"repulsion_kernel=odd: the operator {operator.name} has no symmetry; use plain")
+    seen = symmetries if keys.repulsion_kernel == "quotient" else (IDENTITY,)
+    if kind == "latent":
+        return LatentSpace(prior, seen)
+    features = DinoFeatures(keys.repulsion_dino_model, weights).to(device) if kind == "dino" else low_pass
+    return ImageSpace(prior, features, kind, seen, symmetries[1] if odd else None)
+
+
+def repulsion_record(plan: HookPlan, info: Info) -> dict[str, Any]:
+    """What repulsion did to one image."""
+    rows = info.rows.get("repulsion", [])
+    return {
+        "enabled": plan.space is not None and plan.keys.repulsion_scale > 0,
+        "features": None if plan.space is None else plan.space.name,
+        "kernel": plan.keys.repulsion_kernel,
+        "active_steps": sum(row["scale"] > 0 for row in rows),
+        "seconds": sum(row["seconds"] for row in rows),
+        "per_step": [{k: v for k, v in row.items() if k != "seconds"} for row in rows],
+    }
+
+
+def optimization_record(info: Info, particle_ids: list[int]) -> dict[str, Any] | None:
+    """Totals of each particle over all levels, in the order of ``particle_ids``; None if nothing was optimised."""
+    rows = info.rows.get("optimization", [])
+    if not rows:
+        return None
+    calls = [[(row, row["particle_ids"].index(p)) for row in rows if p in row["particle_ids"]] for p in particle_ids]
+
+    def of(name: str, call: int) -> list[Any]:
+        return [own[call][0][name][own[call][1]] if own else None for own in calls]
+
+    return {
+        "particle_ids": particle_ids,
+        "iterations": [sum(row["iterations"][i] for row, i in own) for own in calls],
+        "seconds": sum(row["seconds"] for row in rows),
+        "initial_loss": of("initial_loss", 0),
+        "final_loss": of("final_loss", -1),
+        "reason": of("reason", -1),
+        "accepted": [any(row["accepted"][i] for row, i in own) for own in calls],
+        "per_step": [{k: v for k, v in row.items() if k != "seconds"} for row in rows],
+    }
