@@ -13,7 +13,7 @@ from diffusion.paths import PATHS
 from operators.operator import Operator
 from operators.phase_retrieval import PhaseRetrieval
 from priors.embedded import load_embedded
-from priors.prior import Prior, in_bfloat16
+from priors.prior import Prior, PriorError, in_bfloat16
 from runs.checks import SettingsError
 from runs.settings import RunSettings, TaskSettings, resolve_chain
 from sampler import SamplerSettings
@@ -66,6 +66,11 @@ def build_prior(settings: RunSettings, device: torch.device) -> Prior:
     if model.kind == "custom":
         arguments = {"device": device, "compat": settings.compat, **model.options}
         prior = call_target("model.target", model.target, Prior, **arguments)
+    elif model.kind == "ldm":
+        raise PriorError(
+            f"model.kind=ldm ({model.path}): this version cannot read latent diffusion checkpoints yet; "
+            "use model=cats64, model=embedded or model=custom"
+        )
     else:
         path = Path(model.path)
         prior = load_embedded(path if path.is_absolute() else ROOT / path, device)

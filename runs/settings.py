@@ -21,7 +21,7 @@ from runs.hook_settings import HookKeys, check_hooks
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("float32", "bfloat16")
 DATA_KINDS = ("demo", "folder", "npz")
-MODEL_KINDS = ("embedded", "custom")
+MODEL_KINDS = ("embedded", "ldm", "custom")
 TASK_KINDS = ("phase_retrieval", "custom")
 SPLITS = ("test", "validation", "train")
 PRIOR_TERMS = ("gaussian", "exact")
@@ -56,7 +56,7 @@ class ModelSettings:
     """The prior.
 
     Attributes:
-        kind: ``embedded`` (a folder written by ``train_prior.py``) or ``custom``.
+        kind: ``embedded`` (a folder written by ``train_prior.py``), ``ldm`` or ``custom``.
         path: folder of the prior; relative paths start at the checkout.
         target: for ``custom``: ``package.module:factory``, called with ``device``, ``compat`` and ``options``.
         options: handed to the factory.
