@@ -4,6 +4,14 @@ Minimises :math:`\frac1n |A(D(z)) - y|^2` over ``z`` with AdamW, started from ``
 reaches the loss expected at the answer (the noise floor plus what the decoder cannot represent), when it exceeds the
 loss of ``window`` iterations before, or after ``max_iters``. A stopped particle is taken out of the batch: it does
 not move any more and costs nothing.
+
+Data consistency alone has nothing left to do where the sampler is strong: its likelihood is sharper than the noise,
+so its particles already fit y better than the truth does. ``prior_sigma`` adds the prior's score and makes the
+objective a posterior at the right noise level,
+
+.. math:: \frac{1}{2 \tau^2} |A(D(z)) - y|^2 - \log p_\sigma(z),
+
+whose minimum takes the noise back out. It has no stopping loss: it ends by ``window`` or ``max_iters``.
 """
 
 import time
@@ -11,6 +19,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from diffusion.denoiser import score
 from operators.operator import Operator
 from priors.prior import Prior
 from sampler import DataTerm, Hook, Info, State
@@ -30,6 +39,8 @@ class OptimizationSettings:
         max_iters: iterations at most, a level.
         window: stop when the loss exceeds the loss this many iterations before (ReSample: 200).
         weight_decay: decoupled, as AdamW's (ReSample: 1e-2, PyTorch's default).
+        prior_sigma: noise level of the prior's score in the objective; 0: data consistency alone.
+        tau: standard deviation of the likelihood beside the prior; used with ``prior_sigma`` only.
         accept: ``split``: optimise on one half of a measurement that holds two independent copies, keep the result if
             the loss on the other half fell; ``floor``: keep it if its loss came nearer to the one expected at the
             answer; ``loss``: keep it if its loss fell (fits noise).
@@ -42,6 +53,8 @@ class OptimizationSettings:
     max_iters: int = 500
     window: int = 200
     weight_decay: float = 1e-2
+    prior_sigma: float = 0.0
+    tau: float = 0.05
     accept: str = "split"
     decode_batch: int | None = None
 
@@ -103,15 +116,14 @@ class Outcome:
 
 
 def optimise(
-    z: torch.Tensor, data_term: "ParticleTerm", entries: int, floor: torch.Tensor, settings: OptimizationSettings
+    z: torch.Tensor, objective: "ParticleObjective", floor: torch.Tensor, settings: OptimizationSettings
 ) -> Outcome:
-    """Minimise each particle's loss until it stops.
+    """Minimise each particle's objective until it stops.
 
     Args:
         z: ``(P, ...)`` start.
-        data_term: loss and gradient of some of the particles.
-        entries: n of the mean; AdamW hardly notices it.
-        floor: ``(P,)`` losses at which to stop.
+        objective: data loss and gradient of the objective of some of the particles.
+        floor: ``(P,)`` data losses at which to stop.
         settings: see :class:`OptimizationSettings`.
     """
     result, reason = z.clone(), ["max_iters"] * len(z)
@@ -119,7 +131,7 @@ def optimise(
     rows, moments = torch.arange(len(z), device=z.device), Moments(torch.zeros_like(z), torch.zeros_like(z))
     history: list[torch.Tensor] = []
     for iteration in range(settings.max_iters):
-        loss, gradient = data_term(z, rows)
+        loss, gradient = objective(z, rows)
         last[rows] = loss
         history.append(last.clone())
         done, plateau = loss <= floor[rows], torch.zeros_like(loss, dtype=torch.bool)
@@ -132,25 +144,37 @@ def optimise(
             rows, z, gradient, moments = rows[going], z[going], gradient[going], moments[going]
         if len(rows) == 0:
             break
-        z = adamw_step(z, gradient / entries, moments, iteration + 1, settings.lr, settings.weight_decay)
+        z = adamw_step(z, gradient, moments, iteration + 1, settings.lr, settings.weight_decay)
         result[rows] = z
         taken[rows] += 1
     return Outcome(result, last, taken, reason)
 
 
-class ParticleTerm:
-    """:class:`sampler.DataTerm` of a subset of the particles; built again only when the subset changes."""
+class ParticleObjective:
+    """Data loss and gradient of the objective of a subset of the particles, which only ever becomes smaller.
 
-    def __init__(self, prior: Prior, operator: Operator, y: torch.Tensor, decode_batch: int | None) -> None:
-        self.prior, self.operator, self.y, self.decode_batch = prior, operator, y, decode_batch
+    Args:
+        prior: decoder, and denoiser for the score.
+        operator: the loss.
+        y: ``(P, ...)`` one measurement a particle.
+        settings: with or without the prior's score.
+    """
+
+    def __init__(self, prior: Prior, operator: Operator, y: torch.Tensor, settings: OptimizationSettings) -> None:
+        self.prior, self.operator, self.y, self.settings = prior, operator, y, settings
         self._count, self._term = -1, None
 
     def __call__(self, z: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Losses and gradients of particles ``rows``, which only ever become fewer."""
+        """Data losses ``(R,)`` and gradients like ``z`` ``(R, ...)`` of particles ``rows``."""
+        settings = self.settings
         if len(rows) != self._count:
             self._count = len(rows)
-            self._term = DataTerm(self.prior, self.operator, self.y[rows], self.decode_batch)
-        return self._term(z, True)
+            self._term = DataTerm(self.prior, self.operator, self.y[rows], settings.decode_batch)
+        loss, gradient = self._term(z, True)
+        if settings.prior_sigma == 0:
+            return loss, gradient / self.y[0].numel()
+        with torch.no_grad():
+            return loss, gradient / (2 * settings.tau**2) - score(self.prior.denoiser, z, settings.prior_sigma)
 
 
 class LatentOptimization(Hook):
@@ -188,8 +212,10 @@ class LatentOptimization(Hook):
         if halves is not None:
             fit_y, held_y = halves.fit, halves.held
             floor = floor - self.operator.noise_floor(part.y).mean + halves.floor
-        term = ParticleTerm(self.prior, self.operator, fit_y, self.settings.decode_batch)
-        outcome = optimise(part.z0_y, term, part.y[0].numel(), floor, self.settings)
+        if self.settings.prior_sigma > 0:
+            floor = torch.full_like(initial, -torch.inf)
+        objective = ParticleObjective(self.prior, self.operator, fit_y, self.settings)
+        outcome = optimise(part.z0_y, objective, floor, self.settings)
         final = self._loss(outcome.z, part.y)
         accepted = self._accept(part.z0_y, outcome.z, held_y, initial, final)
         keep = accepted.reshape(-1, *(1,) * (part.z0_y.ndim - 1))

@@ -74,6 +74,9 @@ class OptimizationKeys:
         optimization_max_iters: iterations at most, a level.
         optimization_window: stop when the loss exceeds the one this many iterations before.
         optimization_weight_decay: of AdamW.
+        optimization_prior_sigma: add the prior's score at this sigma to the objective (a posterior instead of data
+            consistency alone), 0 is off.
+        optimization_tau: standard deviation of the likelihood beside the prior; null: the operator's noise.
         optimization_accept: ``split`` (validate on the other half of the measurement), ``floor`` or ``loss``.
     """
 
@@ -83,6 +86,8 @@ class OptimizationKeys:
     optimization_max_iters: int = 500
     optimization_window: int = 200
     optimization_weight_decay: float = 1e-2
+    optimization_prior_sigma: float = 0.0
+    optimization_tau: float | None = None
     optimization_accept: str = "split"
 
 
@@ -137,6 +142,9 @@ def _check_optimization(keys: HookKeys, checks: Checks) -> None:
     checks.number("optimization_max_iters", keys.optimization_max_iters, 0)
     checks.number("optimization_window", keys.optimization_window, 1)
     checks.number("optimization_weight_decay", keys.optimization_weight_decay, 0)
+    checks.number("optimization_prior_sigma", keys.optimization_prior_sigma, 0)
+    if keys.optimization_tau is not None:
+        checks.number("optimization_tau", keys.optimization_tau, 0, open_low=True)
     checks.choice("optimization_accept", keys.optimization_accept, resample_opt.ACCEPT)
     both = keys.pruning_step >= 0 and keys.optimization_step >= 0
     checks.require(

@@ -94,6 +94,8 @@ class HookPlan:
                 max_iters=keys.optimization_max_iters,
                 window=keys.optimization_window,
                 weight_decay=keys.optimization_weight_decay,
+                prior_sigma=keys.optimization_prior_sigma,
+                tau=self.operator.noise_sigma if keys.optimization_tau is None else keys.optimization_tau,
                 accept=keys.optimization_accept,
                 decode_batch=self.decode_batch,
             )

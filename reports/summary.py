@@ -1,0 +1,135 @@
+"""What a table says of finished runs: one row a run."""
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from evaluation.comparison import estimate
+from reports.results import METRICS, Run
+from reports.tables import Cell, Column, Table
+
+UNITS = {"psnr": ("PSNR", "_db", " [dB]", ".2f"), "ssim": ("SSIM", "", "", ".3f"), "lpips": ("LPIPS", "", "", ".3f")}
+COMPACT = {
+    "run",
+    "images",
+    "psnr_best_db",
+    "psnr_aligned_best_db",
+    "psnr_aligned_mean_db",
+    "psnr_selected_db",
+    "psnr_aligned_std_db",
+    "ssim_aligned_best",
+    "lpips_aligned_best",
+    "success_rate",
+    "particle_success_rate",
+    "coverage",
+    "seconds_per_image",
+    "peak_vram_mb",
+}
+
+
+class Entry(NamedTuple):
+    """A column and how a run fills it."""
+
+    column: Column
+    of: Callable[[Run], Cell]
+
+
+def label_runs(runs: list[Run]) -> list[str]:
+    """Names of runs, each with its path where two share a name."""
+    names = [run.name for run in runs]
+    return [f"{r.name} ({r.path})" if names.count(r.name) > 1 else r.name for r in runs]
+
+
+def run_table(runs: list[Run], everything: bool = False) -> Table:
+    """One row a run.
+
+    Args:
+        runs: finished runs.
+        everything: all columns, not the compact set.
+    """
+    labels = {id(run): label for run, label in zip(runs, label_runs(runs), strict=True)}
+    entries = [
+        Entry(Column("run", "run"), lambda r: labels[id(r)]),
+        *_count_entries(),
+        *(entry for metric in METRICS for entry in _metric_entries(metric)),
+        *_success_entries(),
+        *_cost_entries(),
+        *(entry for phase in _phase_names(runs) for entry in _phase_entries(phase)),
+    ]
+    shown = [e for e in entries if everything or e.column.key in COMPACT]
+    return Table([e.column for e in shown], [[e.of(run) for e in shown] for run in runs])
+
+
+def _count_entries() -> list[Entry]:
+    return [
+        Entry(Column("images", "images", "d"), lambda r: len(r.images)),
+        Entry(Column("diverged_images", "diverged", "d"), lambda r: list(r.states.values()).count("diverged")),
+        Entry(Column("failed_images", "failed", "d"), lambda r: list(r.states.values()).count("failed")),
+        Entry(Column("particles", "particles", "d"), lambda r: r.num_samples),
+    ]
+
+
+def metric_title(metric: str) -> tuple[str, str, str, str]:
+    """Title ("PSNR aligned"), suffix of keys, unit in brackets, and format of a metric."""
+    name, key_unit, unit, spec = UNITS[metric.removesuffix("_aligned")]
+    return f"{name} aligned" if metric.endswith("_aligned") else f"{name} raw", key_unit, unit, spec
+
+
+def _metric_entries(metric: str) -> list[Entry]:
+    title, key_unit, unit, spec = metric_title(metric)
+
+    def entry(field: str) -> Entry:
+        column = Column(f"{metric}_{field}{key_unit}", f"{title} {field}{unit}", spec, with_error=True)
+        return Entry(column, lambda r: estimate(r.values(metric, field)))
+
+    spread = Column(f"{metric}_std{key_unit}", f"{title} std{unit}", spec)
+    fields = [entry(field) for field in ("best", "mean", "selected")]
+    return [*fields, Entry(spread, lambda r: estimate(r.values(metric, "std")).mean)]
+
+
+def _success_entries() -> list[Entry]:
+    def particles(run: Run) -> float | None:
+        return mean_of(s for i in run.images.values() for s in i.solved or [])
+
+    return [
+        Entry(Column("success_rate", "success", ".3f"), lambda r: mean_of(i.success for i in r.images.values())),
+        Entry(Column("particle_success_rate", "particle success", ".3f"), particles),
+        Entry(Column("coverage", "coverage", ".2f"), lambda r: mean_of(i.coverage for i in r.images.values())),
+    ]
+
+
+def mean_of(values: Iterable[float | None]) -> float | None:
+    """Mean of the values that exist, or None."""
+    return estimate(None if v is None else float(v) for v in values).mean
+
+
+def _cost_entries() -> list[Entry]:
+    def iterations(run: Run) -> int | None:
+        counts = [i.iterations for i in run.images.values() if i.iterations is not None]
+        return sum(counts) if counts else None
+
+    def peak(run: Run) -> float | None:
+        return max((p.peak_vram_mb for p in run.phases.values() if p.peak_vram_mb is not None), default=None)
+
+    return [
+        Entry(Column("seconds_per_image", "s/image", ".2f"), lambda r: mean_of(i.seconds for i in r.images.values())),
+        Entry(Column("peak_vram_mb", "peak VRAM [MB]", ".0f"), peak),
+        Entry(Column("optimization_iterations", "opt. iterations", "d"), iterations),
+        Entry(
+            Column("pairwise_distance", "pairwise distance", ".4g"), lambda r: mean_of(x.distance for x in r.repulsion)
+        ),
+    ]
+
+
+def _phase_names(runs: list[Run]) -> list[str]:
+    return list(dict.fromkeys(name for run in runs for name in run.phases))
+
+
+def _phase_entries(name: str) -> list[Entry]:
+    def fact(field: str) -> Callable[[Run], Cell]:
+        return lambda r: getattr(r.phases[name], field) if name in r.phases else None
+
+    return [
+        Entry(Column(f"{name}_seconds", f"{name} [s]", ".2f"), fact("seconds")),
+        Entry(Column(f"{name}_steps", f"{name} steps", "d"), fact("steps")),
+        Entry(Column(f"{name}_peak_vram_mb", f"{name} peak VRAM [MB]", ".0f"), fact("peak_vram_mb")),
+    ]
