@@ -132,9 +132,10 @@ class Pruning(Hook):
 
     def _children(self, state: State, kept: list[int], count: int) -> State | None:
         """``count`` children of the kept particles in turn, the best first, at the branching level."""
-        if count == 0:
+        parents = [i for i in kept if not bool(state.diverged[i])]
+        if count == 0 or not parents:
             return None
-        children = state[[kept[i % len(kept)] for i in range(count)]]
+        children = state[[parents[i % len(parents)] for i in range(count)]]
         ids = torch.arange(count, device=state.z.device) + self.settings.first_child_id
         level = torch.full_like(children.level, self.branch_level)
         return replace(children, particle_id=ids, parent_id=children.particle_id, level=level)

@@ -101,7 +101,7 @@ class LatentSpace:
 
 
 class ImageSpace:
-    """Features of the decoded image: one decoder forward and backward, one of the feature network.
+    """Features of the decoded image: two forwards of decoder and feature network and one backward of each.
 
     Args:
         prior: its decoder.
@@ -124,17 +124,23 @@ class ImageSpace:
 
     def force(self, z: torch.Tensor) -> Force:
         """See :class:`FeatureSpace`."""
+        size = self.prior.decode_batch or len(z)
+        with torch.no_grad():
+            parts = [self.prior.decode(part) for part in z.split(size)]
+            others = torch.stack([torch.cat([self._features(s.apply(x)) for x in parts]) for s in self.symmetries])
+            force, distances = stein_force(others[0], others)
+        pulled = [self._pull_back(*part) for part in zip(z.split(size), force.split(size), strict=True)]
+        return Force(torch.cat(pulled), distances)
+
+    def _pull_back(self, z: torch.Tensor, force: torch.Tensor) -> torch.Tensor:
         x, pullback = self.prior.decode_with_pullback(z)
         with torch.enable_grad():
             leaf = x.requires_grad_(True)
-            own = self._features(leaf)
-        with torch.no_grad():
-            others = [own.detach(), *(self._features(s.apply(x)) for s in self.symmetries[1:])]
-            force, distances = stein_force(own.detach(), torch.stack(others))
-        return Force(pullback(torch.autograd.grad(own, leaf, force)[0]), distances)
+            (gradient,) = torch.autograd.grad(self._features(leaf), leaf, force)
+        return pullback(gradient)
 
     def _features(self, x: torch.Tensor) -> torch.Tensor:
-        return self.features(x if self.odd_under is None else (x - self.odd_under.apply(x)) / 2).float()
+        return self.features(x if self.odd_under is None else (x - self.odd_under.apply(x)) / 2)
 
 
 @dataclass(frozen=True)
@@ -196,17 +202,25 @@ class Repulsion(Hook):
 
     def before_ode(self, state: State, info: Info) -> State:
         """Compute the term of every active particle; the others get 0."""
-        rows = torch.nonzero(state.active).flatten()
         strength = self.strength(state)
-        if len(rows) < 2 or (strength == 0 and not self.settings.log):
+        if strength == 0 and not self.settings.log:
             return state
         started = time.perf_counter()
-        z = state.z[rows]
         with torch.no_grad():
-            slope = score(self.prior.denoiser, z, state.sigma)
+            slope = score(self.prior.denoiser, state.z, state.sigma)
         noisy = self.settings.estimate == "z_t"
-        at = z / (1 + state.sigma**2) ** 0.5 if noisy else z + state.sigma**2 * slope
-        force, distances = self.space.force(at)
+        at = state.z / (1 + state.sigma**2) ** 0.5 if noisy else state.z + state.sigma**2 * slope
+        rows = torch.nonzero(state.active & at.flatten(1).isfinite().all(1)).flatten()
+        if len(rows) < 2:
+            return state
+        force, distances = self.space.force(at[rows])
+        sound = distances.diagonal().isfinite()  # features that are not finite would spread to the others
+        if not bool(sound.all()):
+            rows = rows[sound]
+            if len(rows) < 2:
+                return state
+            force, distances = self.space.force(at[rows])
+        slope = slope[rows]
         norms, score_norms = (v.flatten(1).norm(dim=1) for v in (force, slope))
         scale = torch.full_like(norms, strength)
         if self.settings.unit == "ratio":

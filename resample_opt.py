@@ -11,7 +11,8 @@ objective a posterior at the right noise level,
 
 .. math:: \frac{1}{2 \tau^2} |A(D(z)) - y|^2 - \log p_\sigma(z),
 
-whose minimum takes the noise back out. It has no stopping loss: it ends by ``window`` or ``max_iters``.
+whose minimum takes the noise back out. The score has no potential to watch, and the data loss may rise on the way:
+this objective runs for ``max_iters``.
 """
 
 import time
@@ -37,14 +38,13 @@ class OptimizationSettings:
         when: ``end``: once, after the last level; ``every``: at every level from ``from_level`` on.
         lr: learning rate of AdamW (ReSample: 5e-3).
         max_iters: iterations at most, a level.
-        window: stop when the loss exceeds the loss this many iterations before (ReSample: 200).
+        window: stop when the loss exceeds the loss this many iterations before (ReSample: 200); without prior only.
         weight_decay: decoupled, as AdamW's (ReSample: 1e-2, PyTorch's default).
         prior_sigma: noise level of the prior's score in the objective; 0: data consistency alone.
         tau: standard deviation of the likelihood beside the prior; used with ``prior_sigma`` only.
         accept: ``split``: optimise on one half of a measurement that holds two independent copies, keep the result if
             the loss on the other half fell; ``floor``: keep it if its loss came nearer to the one expected at the
             answer; ``loss``: keep it if its loss fell (fits noise).
-        decode_batch: particles decoded at once, None for all.
     """
 
     from_level: int
@@ -56,7 +56,6 @@ class OptimizationSettings:
     prior_sigma: float = 0.0
     tau: float = 0.05
     accept: str = "split"
-    decode_batch: int | None = None
 
 
 @dataclass
@@ -135,7 +134,7 @@ def optimise(
         last[rows] = loss
         history.append(last.clone())
         done, plateau = loss <= floor[rows], torch.zeros_like(loss, dtype=torch.bool)
-        if iteration >= settings.window:
+        if iteration >= settings.window and settings.prior_sigma == 0:
             plateau = loss > history[iteration - settings.window][rows]
         for i in torch.nonzero(done | plateau).flatten().tolist():
             reason[int(rows[i])] = "floor" if bool(done[i]) else "plateau"
@@ -169,7 +168,7 @@ class ParticleObjective:
         settings = self.settings
         if len(rows) != self._count:
             self._count = len(rows)
-            self._term = DataTerm(self.prior, self.operator, self.y[rows], settings.decode_batch)
+            self._term = DataTerm(self.prior, self.operator, self.y[rows])
         loss, gradient = self._term(z, True)
         if settings.prior_sigma == 0:
             return loss, gradient / self.y[0].numel()
@@ -235,7 +234,7 @@ class LatentOptimization(Hook):
         return replace(state, z0_y=z0_y)
 
     def _loss(self, z: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return DataTerm(self.prior, self.operator, y, self.settings.decode_batch)(z, False)[0]
+        return DataTerm(self.prior, self.operator, y)(z, False)[0]
 
     def _accept(
         self,

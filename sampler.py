@@ -153,7 +153,6 @@ class SamplerSettings:
         prior_sigma: sigma at which ``exact`` evaluates the prior's score.
         solver: ODE solver.
         likelihood_half: data term ``L / (2 tau^2)``; False is DAPS's ``L / tau^2``.
-        decode_batch: decode and differentiate at most this many particles at once; None: all. Saves memory.
         gradient_clamp: if set, the latent gradient of the loss is clamped elementwise (DAPS's latent wrapper: 1.0).
         ratio_counts_end: step-size schedule ``k / (K + 1)`` as in DAPS instead of ``k / (K - 1)``.
     """
@@ -169,7 +168,6 @@ class SamplerSettings:
     likelihood_half: bool = True
     gradient_clamp: float | None = None
     ratio_counts_end: bool = False
-    decode_batch: int | None = None
 
     @property
     def num_levels(self) -> int:
@@ -266,7 +264,7 @@ class LatentDAPS:
 
     def _mcmc(self, state: State, level: int) -> State:
         settings = self.settings
-        data_term = DataTerm(self.prior, self.operator, state.y, settings.decode_batch, settings.gradient_clamp)
+        data_term = DataTerm(self.prior, self.operator, state.y, settings.gradient_clamp)
         target = local_posterior(data_term, self.prior.denoiser, state, settings)
         chain = replace(settings.chain, step_size=settings.step_size(level))
         draw, draw_uniform = chain_noise(state, level)
@@ -287,22 +285,14 @@ class DataTerm:
     """Loss of decoded latents and its latent gradient: one decoder forward, one backward.
 
     Args:
-        prior: its decoder.
+        prior: its decoder; at most ``prior.decode_batch`` particles at once.
         operator: its loss.
         y: ``(P, ...)`` one measurement a particle.
-        decode_batch: particles decoded at once, None for all.
         gradient_clamp: if set, clamp the latent gradient elementwise.
     """
 
-    def __init__(
-        self,
-        prior: Prior,
-        operator: Operator,
-        y: torch.Tensor,
-        decode_batch: int | None = None,
-        gradient_clamp: float | None = None,
-    ) -> None:
-        self.prior, self.size, self.gradient_clamp = prior, decode_batch or len(y), gradient_clamp
+    def __init__(self, prior: Prior, operator: Operator, y: torch.Tensor, gradient_clamp: float | None = None) -> None:
+        self.prior, self.size, self.gradient_clamp = prior, prior.decode_batch or len(y), gradient_clamp
         self.objectives = [operator.objective(part) for part in y.split(self.size)]
 
     def __call__(self, z: torch.Tensor, with_gradient: bool) -> tuple[torch.Tensor, torch.Tensor | None]:

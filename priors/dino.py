@@ -57,7 +57,9 @@ class DinoFeatures(nn.Module):
             state = load_file(weights) if safe else torch.load(weights, map_location="cpu", weights_only=True)
             self.network.load_state_dict({k: v for k, v in state.items() if not k.startswith("head.")})
         except Exception as error:
-            raise PriorError(f"{weights} does not hold the weights of {model}: {str(error).splitlines()[0]}") from error
+            raise PriorError(
+                f"{weights} does not hold the weights of {model}: {' '.join(str(error).split())[:200]}"
+            ) from error
         self.eval().requires_grad_(False)
         for name, value in (("mean", IMAGENET_DEFAULT_MEAN), ("std", IMAGENET_DEFAULT_STD)):
             self.register_buffer(name, torch.tensor(value).reshape(1, 3, 1, 1))

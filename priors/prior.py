@@ -30,6 +30,7 @@ class Prior:
         misfit_excess: mean and spread over validation images of the loss above the noise floor that the best fit of
             the decoder to the truth still has, per operator name; empty where it was not measured.
         condition: what the denoiser was conditioned on, for records.
+        decode_batch: decode (and differentiate) at most this many latents at once, to save memory; None: all.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Prior:
     latent_std: float = 1.0
     misfit_excess: dict[str, tuple[float, float]] | None = None
     condition: str | None = None
+    decode_batch: int | None = None
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
         """``(B, C, H, W)`` in [-1, 1] -> ``(B, c, h, w)``, no gradient."""
@@ -49,7 +51,7 @@ class Prior:
     def decode(self, z: torch.Tensor) -> torch.Tensor:
         """``(B, c, h, w)`` -> ``(B, C, H, W)`` nominally in [-1, 1], no gradient."""
         with torch.no_grad():
-            return self.autoencoder.decode(z)
+            return torch.cat([self.autoencoder.decode(part) for part in z.split(self.decode_batch or len(z))])
 
     def decode_with_pullback(self, z: torch.Tensor) -> tuple[torch.Tensor, Pullback]:
         """Decode, and get the map from a gradient in image space to one in latent space (one backward pass)."""

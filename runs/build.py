@@ -3,6 +3,7 @@
 import importlib
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,7 @@ def build_prior(settings: RunSettings, device: torch.device) -> Prior:
     else:
         path = Path(model.path)
         prior = load_embedded(path if path.is_absolute() else ROOT / path, device)
+    prior = replace(prior, decode_batch=settings.decode_batch)
     return in_bfloat16(prior) if settings.precision == "bfloat16" else prior
 
 
@@ -105,5 +107,4 @@ def build_sampler_settings(settings: RunSettings) -> SamplerSettings:
         likelihood_half=compat.likelihood_half,
         gradient_clamp=compat.gradient_clamp,
         ratio_counts_end=compat.ratio_counts_end,
-        decode_batch=settings.decode_batch,
     )

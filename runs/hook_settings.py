@@ -72,7 +72,7 @@ class OptimizationKeys:
         optimization_when: ``end`` (once, after the last level) or ``every`` (at every level from there on).
         optimization_lr: learning rate of AdamW.
         optimization_max_iters: iterations at most, a level.
-        optimization_window: stop when the loss exceeds the one this many iterations before.
+        optimization_window: stop when the loss exceeds the one this many iterations before (without the prior's score).
         optimization_weight_decay: of AdamW.
         optimization_prior_sigma: add the prior's score at this sigma to the objective (a posterior instead of data
             consistency alone), 0 is off.
@@ -146,6 +146,10 @@ def _check_optimization(keys: HookKeys, checks: Checks) -> None:
     if keys.optimization_tau is not None:
         checks.number("optimization_tau", keys.optimization_tau, 0, open_low=True)
     checks.choice("optimization_accept", keys.optimization_accept, resample_opt.ACCEPT)
+    checks.require(
+        keys.optimization_prior_sigma == 0 or keys.optimization_accept != "split",
+        "optimization_accept=split: a posterior (optimization_prior_sigma > 0) needs all of the measurement; use floor",
+    )
     both = keys.pruning_step >= 0 and keys.optimization_step >= 0
     checks.require(
         not both or keys.optimization_step <= keys.pruning_step,

@@ -36,7 +36,6 @@ class HookPlan:
         path: annealing sigmas ``(K + 1,)``.
         num_samples: particles at the start.
         space: where repulsion measures distances; None if it is off.
-        decode_batch: particles decoded at once, None for all.
     """
 
     keys: HookKeys
@@ -45,7 +44,6 @@ class HookPlan:
     path: torch.Tensor
     num_samples: int
     space: FeatureSpace | None = None
-    decode_batch: int | None = None
 
     @property
     def prune_level(self) -> int | None:
@@ -97,7 +95,6 @@ class HookPlan:
                 prior_sigma=keys.optimization_prior_sigma,
                 tau=self.operator.noise_sigma if keys.optimization_tau is None else keys.optimization_tau,
                 accept=keys.optimization_accept,
-                decode_batch=self.decode_batch,
             )
             expected = floor.mean.item() + excess
             hooks.append(LatentOptimization(self.prior, self.operator, settings, expected))
@@ -139,7 +136,7 @@ def build_hook_plan(
     """
     needed = settings.repulsion_scale > 0 or settings.repulsion_log
     space = build_feature_space(settings, prior, operator, device) if needed else None
-    return HookPlan(settings, prior, operator, path, settings.num_samples, space, settings.decode_batch)
+    return HookPlan(settings, prior, operator, path, settings.num_samples, space)
 
 
 def build_feature_space(keys: HookKeys, prior: Prior, operator: Operator, device: torch.device) -> FeatureSpace:

@@ -119,11 +119,11 @@ class Reconstructor:
         trajectory, info = TrajectoryHook(self.settings.num_levels), Info()
         floor = self.operator.noise_floor(problem.y)
         with tqdm(total=self.settings.num_levels, desc=problem.name, unit="level") as bar:
+            clock.enter(self.plan.phases[0])
             hooks = self.plan.hooks(problem.y, clock)
             hooks += [trajectory] if self.save_trajectory else []
             hooks += [ProgressHook(bar, floor.mean.item()), ClockHook(clock)]
             loop = LatentDAPS(self.prior, self.operator, self.settings, hooks)
-            clock.enter(self.plan.phases[0])
             streams = ParticleStreams(self.seed, problem.image_id)
             state = loop.sample(problem.y, streams, self.particle_ids, info)
             clock.leave()

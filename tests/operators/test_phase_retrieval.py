@@ -253,3 +253,73 @@ def test_impossible_operators_are_refused(arguments):
 
 def test_rotation_is_by_180_degrees():
     assert rotate_180(torch.tensor([[[[1, 2], [3, 4]]]])).flatten().tolist() == [4, 3, 2, 1]
+
+
+def conjugate_of(y):
+    """The measurement with every entry in the place of its conjugate, by indices of the centred plane."""
+    height, width = y.shape[-2:]
+    rows = (2 * (height // 2) - torch.arange(height)) % height
+    columns = (2 * (width // 2) - torch.arange(width)) % width
+    return y[..., rows, :][..., columns]
+
+
+def self_conjugate_entries(y):
+    index = torch.arange(y.shape[-2] * y.shape[-1]).reshape(y.shape[-2:])
+    return index == conjugate_of(index)
+
+
+@each_shape
+def test_halves_are_centrosymmetric_and_hold_each_reading_once(shape):
+    y = measured(images(2, shape))
+    fit, held, _ = OPERATOR.split(y)
+    for copy in (fit, held):
+        assert copy.shape == y.shape
+        assert torch.equal(copy, conjugate_of(copy))
+    readings = torch.stack([y, conjugate_of(y)]).sort(0).values
+    assert torch.equal(torch.stack([fit, held]).sort(0).values, readings)
+    alone = self_conjugate_entries(y)
+    assert torch.equal(fit[..., alone], held[..., alone]) and torch.equal(fit[..., alone], y[..., alone])
+    assert (fit != held)[..., ~alone].all()
+
+
+@each_shape
+def test_halves_of_a_clean_measurement_are_that_measurement(shape):
+    y = OPERATOR(images(2, shape))
+    for copy in OPERATOR.split(y)[:2]:
+        torch.testing.assert_close(copy, y, rtol=0, atol=1e-12)
+
+
+@each_shape
+def test_halves_have_independent_noise_of_the_stated_level(shape):
+    """But for self-conjugate entries, which were read once and are in both."""
+    count, x = 2000, images(1, shape)
+    y = measured(x.expand(count, *shape))
+    fit, held = ((copy - OPERATOR(x)) / 0.05 for copy in OPERATOR.split(y)[:2])
+    alone, noise = self_conjugate_entries(y), count**-0.5
+    correlation = (fit * held).mean(0)
+    assert correlation[..., ~alone].abs().max() < 5 * noise
+    torch.testing.assert_close(correlation[..., alone], torch.ones_like(correlation[..., alone]), rtol=0.15, atol=0)
+    for copy in (fit, held):
+        assert copy.mean(0).abs().max() < 5 * noise
+        assert (copy.square().mean(0) - 1).abs().max() < 5 * 2**0.5 * noise
+
+
+@each_shape
+@pytest.mark.parametrize("noise_sigma", [0.05, 0.2])
+def test_floor_of_a_half_is_its_mean_loss_at_the_truth(shape, noise_sigma):
+    count, x, operator = 2000, images(1, shape), PhaseRetrieval(noise_sigma=noise_sigma)
+    y = measured(x.expand(count, *shape), operator=operator)
+    fit, held, floor = operator.split(y)
+    assert floor.shape == (count,)
+    for copy in (fit, held):
+        excess = operator.loss(x.expand(count, *shape), copy) - floor
+        assert excess.mean().abs() < 4 * excess.std() / count**0.5
+        assert 4 * excess.std() / count**0.5 < 0.06 * floor[0]  # a floor that forgot the mirror would be half
+
+
+@each_shape
+def test_halves_have_no_pair_residual_left(shape):
+    """So the loss on one half is a weighted sum over the half plane and nothing else."""
+    y = measured(images(2, shape))
+    for copy in OPERATOR.split(y)[:2]:
+        assert OPERATOR.half_plane(copy).pair_loss.abs().max() == 0

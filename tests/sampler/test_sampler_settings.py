@@ -93,10 +93,11 @@ def test_decoding_in_parts_changes_nothing(size):
     decoder = MatrixAutoencoder(normal(3, 3, seed=8))
     prior, operator = gaussian_prior(PRIOR_MEAN, 1.0, decoder), MatrixOperator(MATRIX)
     y, z = normal(4, 2, seed=7), latent(normal(4, 3, seed=9))
-    whole, parts = DataTerm(prior, operator, y)(z, True), DataTerm(prior, operator, y, decode_batch=size)(z, True)
+    in_parts = dataclasses.replace(prior, decode_batch=size)
+    whole, parts = (DataTerm(p, operator, y)(z, True) for p in (prior, in_parts))
     for one, other in zip(whole, parts, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
-    assert_same(run(settings(decode_batch=size)), run(settings()), exact=False)
+    assert_same(run(settings(), prior=in_parts), run(settings(), prior=prior), exact=False)
 
 
 def test_gradient_clamp_reaches_the_run():

@@ -8,9 +8,10 @@ import metrics_schema
 import pytest
 from hand_made_results import DIVERGED, TWO, csv_rows, hand_made
 
+from reports import read_metrics
 from reports.results import ResultsError
 from reports.tables import Column, Estimate, Table, cell_text, terminal
-from runs import read_metrics, record
+from runs import record
 
 
 @pytest.mark.parametrize("metrics", [TWO, DIVERGED, hand_made({0: [1.0, 2.0]}, truth=False)], ids=len)

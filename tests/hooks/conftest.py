@@ -1,0 +1,1 @@
+from tiny import image_folder, no_lpips, tiny_prior  # noqa: F401 (fixtures)
