@@ -180,6 +180,30 @@ def test_a_gradient_keeps_its_top_and_meets_its_mirror():
     assert 0.2 < full.float().mean() < 0.5  # the others are zooms
 
 
+def test_close_ups_lie_about_the_middle():
+    rows, columns = (torch.arange(64.0) * 4).expand(64, 64).T, (torch.arange(64.0) * 4).expand(64, 64)
+    large = torch.stack([rows, columns, rows])[None].to(torch.uint8)  # a pixel's colour is its place
+    small = large[..., ::2, ::2].contiguous()
+    spread, centres = {}, {}
+    for name, zoom, close_up in (("anywhere", 1.0, 0.0), ("middle", 0.0, 1.0)):
+        data = TrainingImages(small, large, small / 127.5 - 1, zoom, 0.5, close_up)
+        batch = (data.batch(400, step_generator(0, 0)) + 1) * 127.5 / 252  # places from 0 to 1
+        sides = batch[:, 0, -1].mean(1) - batch[:, 0, 0].mean(1)
+        centres[name], spread[name] = batch[:, 0].mean((1, 2)) - 0.5, (sides.min(), sides.max())
+    assert 0.46 < spread["middle"][0] < 0.52 and 0.7 < spread["middle"][1] < 0.77  # side 0.5 to 0.75
+    assert spread["anywhere"][1] > 0.95
+    assert centres["middle"].abs().max() < 0.14 < centres["anywhere"].abs().max()  # a quarter of the free half
+
+
+def test_close_ups_do_not_change_other_draws():
+    images = torch.randint(0, 256, (6, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    large = images.repeat_interleave(2, -1).repeat_interleave(2, -2)
+    plain, close = (TrainingImages(images, large, images / 127.5 - 1, 0.3, 0.5, c) for c in (0.0, 0.4))
+    a, b = (data.batch(200, step_generator(0, 0)) for data in (plain, close))
+    same = (a == b).flatten(1).all(1).float().mean()
+    assert 0.5 < same < 0.7
+
+
 def test_no_zoom_without_large_images_or_probability():
     images = torch.arange(4, dtype=torch.uint8).reshape(4, 1, 1, 1).expand(4, 3, 16, 16).clone()
     images[..., 0] = 255
@@ -350,6 +374,7 @@ REFUSED = {
     "name": (["images=x", "name=../x"], "name='../x'"),
     "resolution": (["images=x", "resolution=20"], "resolution=20: must be a multiple of 16"),
     "zoom": (["images=x", "zoom=1.5"], "zoom=1.5: must be at least 0 and at most 1"),
+    "zoom and close-ups": (["images=x", "zoom=0.7", "close_up=0.5"], "their sum must be at most 1"),
     "steps": (["images=x", "denoiser.loop.num_steps=0"], "denoiser.loop.num_steps=0: must be at least 1"),
 }
 
