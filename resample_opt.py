@@ -26,7 +26,7 @@ from priors.prior import Prior
 from sampler import DataTerm, Hook, Info, State
 
 WHEN = ("end", "every")
-ACCEPT = ("split", "floor", "loss")
+ACCEPT = ("split", "floor", "loss", "objective")
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ class OptimizationSettings:
         tau: standard deviation of the likelihood beside the prior; used with ``prior_sigma`` only.
         accept: ``split``: optimise on one half of a measurement that holds two independent copies, keep the result if
             the loss on the other half fell; ``floor``: keep it if its loss came nearer to the one expected at the
-            answer; ``loss``: keep it if its loss fell (fits noise).
+            answer; ``loss``: keep it if its loss fell (fits noise); ``objective``: keep it if the objective fell, the
+            line integral of its gradient (beside the prior it has no value of its own).
     """
 
     from_level: int
@@ -106,12 +107,19 @@ class Outcome:
         loss: the last loss that was evaluated there or one step before, ``(P,)``.
         iterations: steps taken, ``(P,)``.
         reason: ``floor``, ``plateau`` or ``max_iters``.
+        change: of the objective, ``(P,)``: line integral of its gradient (trapezoidal but for the last step).
     """
 
     z: torch.Tensor
     loss: torch.Tensor
     iterations: torch.Tensor
     reason: list[str]
+    change: torch.Tensor
+
+
+def inner(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Inner product of each particle's rows, ``(P,)``."""
+    return (a * b).flatten(1).sum(1)
 
 
 def optimise(
@@ -129,9 +137,11 @@ def optimise(
     last, taken = z.new_zeros(len(z)), torch.zeros(len(z), dtype=torch.long, device=z.device)
     rows, moments = torch.arange(len(z), device=z.device), Moments(torch.zeros_like(z), torch.zeros_like(z))
     history: list[torch.Tensor] = []
+    change, step = z.new_zeros(len(z)), torch.zeros_like(z)
     for iteration in range(settings.max_iters):
         loss, gradient = objective(z, rows)
         last[rows] = loss
+        change[rows] += inner(gradient, step) / 2  # the end of the last step
         history.append(last.clone())
         done, plateau = loss <= floor[rows], torch.zeros_like(loss, dtype=torch.bool)
         if iteration >= settings.window and settings.prior_sigma == 0:
@@ -143,10 +153,12 @@ def optimise(
             rows, z, gradient, moments = rows[going], z[going], gradient[going], moments[going]
         if len(rows) == 0:
             break
-        z = adamw_step(z, gradient, moments, iteration + 1, settings.lr, settings.weight_decay)
+        moved = adamw_step(z, gradient, moments, iteration + 1, settings.lr, settings.weight_decay)
+        step, z = moved - z, moved
+        change[rows] += inner(gradient, step) / (1 if iteration + 1 == settings.max_iters else 2)
         result[rows] = z
         taken[rows] += 1
-    return Outcome(result, last, taken, reason)
+    return Outcome(result, last, taken, reason, change)
 
 
 class ParticleObjective:
@@ -216,7 +228,7 @@ class LatentOptimization(Hook):
         objective = ParticleObjective(self.prior, self.operator, fit_y, self.settings)
         outcome = optimise(part.z0_y, objective, floor, self.settings)
         final = self._loss(outcome.z, part.y)
-        accepted = self._accept(part.z0_y, outcome.z, held_y, initial, final)
+        accepted = self._accept(part.z0_y, outcome, held_y, initial, final)
         keep = accepted.reshape(-1, *(1,) * (part.z0_y.ndim - 1))
         z0_y = state.z0_y.clone()
         z0_y[rows] = torch.where(keep, outcome.z, part.z0_y)
@@ -239,13 +251,15 @@ class LatentOptimization(Hook):
     def _accept(
         self,
         before: torch.Tensor,
-        after: torch.Tensor,
+        outcome: Outcome,
         held_y: torch.Tensor | None,
         initial: torch.Tensor,
         final: torch.Tensor,
     ) -> torch.Tensor:
         if held_y is not None:
-            return self._loss(after, held_y) < self._loss(before, held_y)
+            return self._loss(outcome.z, held_y) < self._loss(before, held_y)
+        if self.settings.accept == "objective":
+            return (outcome.change < 0) & final.isfinite()
         if self.settings.accept == "loss":
             return final < initial
         return (final - self.expected).abs() < (initial - self.expected).abs()

@@ -77,7 +77,8 @@ class OptimizationKeys:
         optimization_prior_sigma: add the prior's score at this sigma to the objective (a posterior instead of data
             consistency alone), 0 is off.
         optimization_tau: standard deviation of the likelihood beside the prior; null: the operator's noise.
-        optimization_accept: ``split`` (validate on the other half of the measurement), ``floor`` or ``loss``.
+        optimization_accept: ``split`` (validate on the other half of the measurement), ``floor``, ``loss``,
+            ``objective``, or ``auto``: split, and objective beside the prior.
     """
 
     optimization_step: int = -1
@@ -88,7 +89,7 @@ class OptimizationKeys:
     optimization_weight_decay: float = 1e-2
     optimization_prior_sigma: float = 0.0
     optimization_tau: float | None = None
-    optimization_accept: str = "split"
+    optimization_accept: str = "auto"
 
 
 @dataclass
@@ -145,10 +146,10 @@ def _check_optimization(keys: HookKeys, checks: Checks) -> None:
     checks.number("optimization_prior_sigma", keys.optimization_prior_sigma, 0)
     if keys.optimization_tau is not None:
         checks.number("optimization_tau", keys.optimization_tau, 0, open_low=True)
-    checks.choice("optimization_accept", keys.optimization_accept, resample_opt.ACCEPT)
+    checks.choice("optimization_accept", keys.optimization_accept, ("auto", *resample_opt.ACCEPT))
     checks.require(
         keys.optimization_prior_sigma == 0 or keys.optimization_accept != "split",
-        "optimization_accept=split: a posterior (optimization_prior_sigma > 0) needs all of the measurement; use floor",
+        "optimization_accept=split: a posterior (optimization_prior_sigma > 0) needs all of the measurement; use auto",
     )
     both = keys.pruning_step >= 0 and keys.optimization_step >= 0
     checks.require(

@@ -94,11 +94,16 @@ class HookPlan:
                 weight_decay=keys.optimization_weight_decay,
                 prior_sigma=keys.optimization_prior_sigma,
                 tau=self.operator.noise_sigma if keys.optimization_tau is None else keys.optimization_tau,
-                accept=keys.optimization_accept,
+                accept=self._accept_rule(),
             )
             expected = floor.mean.item() + excess
             hooks.append(LatentOptimization(self.prior, self.operator, settings, expected))
         return hooks
+
+    def _accept_rule(self) -> str:
+        if self.keys.optimization_accept != "auto":
+            return self.keys.optimization_accept
+        return "objective" if self.keys.optimization_prior_sigma > 0 else "split"
 
     def _repulsion_settings(self) -> RepulsionSettings:
         keys = self.keys

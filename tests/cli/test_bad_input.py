@@ -97,7 +97,11 @@ VALUES = {
         ["pruning_step=200", "optimization_step=400"],
         "optimization_step=400: must not exceed pruning_step=200",
     ),
-    "half a measurement for a posterior": (["optimization_prior_sigma=0.1"], "optimization_accept=split", "use floor"),
+    "half a measurement for a posterior": (
+        ["optimization_prior_sigma=0.1", "optimization_accept=split"],
+        "optimization_accept=split",
+        "use auto",
+    ),
     "optimisation rate": (["optimization_lr=0"], "optimization_lr=0: must be greater than 0"),
     "kernel": (["sampler.mcmc.kernel=foo"], "sampler.mcmc.kernel=foo: allowed are langevin, hmc, mh"),
     "mh without potential": (["sampler.mcmc.kernel=mh", "sampler.mcmc.prior=exact"], "kernel=mh", "prior=gaussian"),

@@ -534,3 +534,19 @@ def test_repeated_runs_of_one_hook_agree():
     once = LatentDAPS(*problem(), settings(), [optimization(when="every", from_level=3)])
     first, second = (once.sample(measurement(), ParticleStreams(42, 0), IDS) for _ in range(2))
     assert_same(first, second)
+
+
+def test_change_of_the_objective_is_its_difference():
+    y, z = measurement().expand(3, 2), normal(3, 3, 1, 1, seed=4)
+    rule = how(max_iters=400, lr=2e-3, weight_decay=0, prior_sigma=0.2, tau=0.5)
+    objective = ParticleObjective(*problem(), y, rule)
+    outcome = optimise(z, objective, torch.full((3,), -torch.inf, dtype=F64), rule)
+    precision = np.linalg.inv(PRIOR_COVARIANCE.numpy() + 0.2**2 * np.eye(3))
+
+    def value(x):
+        rows = x.flatten(1).numpy()
+        residual, offset = rows @ MATRIX.T - Y, rows - PRIOR_MEAN
+        return (residual**2).sum(1) / (2 * 0.5**2) + np.einsum("pi,ij,pj->p", offset, precision, offset) / 2
+
+    np.testing.assert_allclose(outcome.change, value(outcome.z) - value(z), rtol=1e-3)
+    assert (outcome.change < 0).all()
