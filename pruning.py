@@ -25,7 +25,7 @@ class PruningSettings:
         at_level: level at whose end pruning happens.
         keep: number of particles to keep at most.
         rule: ``loss`` keeps the lowest losses; ``diverse`` drops the worse of a close pair, and keeps a far one only
-            while its loss is within ``tolerance`` of the best.
+            while its loss is within ``tolerance`` of the loss expected at the answer (or of the best, if that is more).
         mode: ``slice`` removes particles and frees their memory; ``mask`` lets them run on unseen.
         tolerance: of ``diverse``, in standard deviations of the loss at the answer.
         close: of ``diverse``: root-mean-square distance of two images in [0, 1] below which they are one.
@@ -56,23 +56,21 @@ def keep_lowest(losses: list[float], keep: int) -> list[int]:
     return order[:keep]
 
 
-def keep_diverse(
-    losses: list[float], distances: list[list[float]], keep: int, tolerance: float, close: float
-) -> list[int]:
-    """Positions to keep, best first: each far from those before it and at most ``tolerance`` worse than the best.
+def keep_diverse(losses: list[float], distances: list[list[float]], keep: int, limit: float, close: float) -> list[int]:
+    """Positions to keep, best first: each far from those before it, with a loss of at most ``limit``.
 
     Args:
         losses: of each particle.
         distances: of each pair.
         keep: at most so many; at least 1.
-        tolerance: largest loss above the best, in units of the loss.
+        limit: largest loss of all but the best.
         close: pairs nearer than this are one.
     """
     order = keep_lowest(losses, len(losses))
     kept = order[:1]
     for i in order[1:]:
         far = all(distances[i][j] >= close for j in kept)
-        if len(kept) < keep and far and losses[i] <= losses[order[0]] + tolerance:
+        if len(kept) < keep and far and losses[i] <= limit:
             kept.append(i)
     return kept
 
@@ -85,13 +83,21 @@ class Pruning(Hook):
         operator: measures them.
         settings: what to keep.
         path: annealing sigmas ``(K + 1,)``.
-        loss_std: standard deviation of the loss at the answer (noise and the prior's misfit), unit of the tolerance.
+        expected: loss expected at the answer: noise floor and the prior's misfit.
+        loss_std: its standard deviation, unit of the tolerance.
     """
 
     def __init__(
-        self, prior: Prior, operator: Operator, settings: PruningSettings, path: torch.Tensor, loss_std: float
+        self,
+        prior: Prior,
+        operator: Operator,
+        settings: PruningSettings,
+        path: torch.Tensor,
+        expected: float,
+        loss_std: float,
     ) -> None:
-        self.prior, self.operator, self.settings, self.loss_std = prior, operator, settings, loss_std
+        self.prior, self.operator, self.settings = prior, operator, settings
+        self.expected, self.loss_std = expected, loss_std
         reached = [k for k, sigma in enumerate(path[:-1].tolist()) if sigma <= settings.branch_sigma]
         self.branch_level = min(reached[0] if reached else settings.at_level, settings.at_level)
         self.fired = False
@@ -118,6 +124,7 @@ class Pruning(Hook):
             distances=distances,
             kept=[state.ids[i] for i in sorted(kept)],
             pruned=[state.ids[i] for i in freed],
+            diverged=[i for i, lost in zip(state.ids, state.diverged.tolist(), strict=True) if lost],
             branched=[] if children is None else self._pairs(children),
         )
         return self._remove(state, sorted(kept), children)
@@ -127,8 +134,11 @@ class Pruning(Hook):
         if settings.keep >= len(losses) and settings.rule == "loss":
             return list(range(len(losses)))
         if settings.rule == "loss":
-            return keep_lowest(losses, settings.keep)
-        return keep_diverse(losses, distances, settings.keep, settings.tolerance * self.loss_std, settings.close)
+            lowest = keep_lowest(losses, settings.keep)
+            return [i for i in lowest if losses[i] < float("inf")] or lowest[:1]
+        best = min((loss for loss in losses if loss < float("inf")), default=float("inf"))
+        limit = max(best, self.expected) + settings.tolerance * self.loss_std
+        return keep_diverse(losses, distances, settings.keep, limit, settings.close)
 
     def _children(self, state: State, kept: list[int], count: int) -> State | None:
         """``count`` children of the kept particles in turn, the best first, at the branching level."""

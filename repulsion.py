@@ -19,6 +19,7 @@ from typing import NamedTuple, Protocol
 import torch
 
 from diffusion.denoiser import score
+from diffusion.mcmc import per_particle
 from operators.operator import IDENTITY, Symmetry
 from priors.prior import Prior
 from sampler import NUM_TIMESTEPS, Hook, Info, State
@@ -28,6 +29,7 @@ ESTIMATES = ("z0_hat", "z_t")
 KERNELS = ("plain", "quotient", "odd")
 UNITS = ("ratio", "raw")
 SMALLEST_BANDWIDTH = 1e-12
+SMALLEST_NORM = 1e-20
 
 ImageFeatures = Callable[[torch.Tensor], torch.Tensor]
 """``(B, C, H, W)`` in [-1, 1] -> ``(B, F)``, differentiable."""
@@ -76,6 +78,10 @@ class FeatureSpace(Protocol):
         """Force pulled back to latents: ``force`` has the shape of ``z`` ``(P, c, h, w)``."""
         ...
 
+    def distances(self, z: torch.Tensor) -> torch.Tensor:
+        """Pairwise distances ``(P, P)``."""
+        ...
+
 
 class LatentSpace:
     """The latent itself; no decoder call (two for the quotient kernel).
@@ -98,6 +104,10 @@ class LatentSpace:
             others += [self.prior.encode(s.apply(x)).flatten(1) for s in self.symmetries[1:]]
         force, distances = stein_force(z.flatten(1), torch.stack(others))
         return Force(force.reshape(z.shape), distances)
+
+    def distances(self, z: torch.Tensor) -> torch.Tensor:
+        """See :class:`FeatureSpace`."""
+        return self.force(z).distances
 
 
 class ImageSpace:
@@ -125,12 +135,19 @@ class ImageSpace:
     def force(self, z: torch.Tensor) -> Force:
         """See :class:`FeatureSpace`."""
         size = self.prior.decode_batch or len(z)
-        with torch.no_grad():
-            parts = [self.prior.decode(part) for part in z.split(size)]
-            others = torch.stack([torch.cat([self._features(s.apply(x)) for x in parts]) for s in self.symmetries])
-            force, distances = stein_force(others[0], others)
+        force, distances = self._in_features(z)
         pulled = [self._pull_back(*part) for part in zip(z.split(size), force.split(size), strict=True)]
         return Force(torch.cat(pulled), distances)
+
+    def distances(self, z: torch.Tensor) -> torch.Tensor:
+        """See :class:`FeatureSpace`; no gradient."""
+        return self._in_features(z).distances
+
+    def _in_features(self, z: torch.Tensor) -> Force:
+        with torch.no_grad():
+            parts = [self.prior.decode(part) for part in z.split(self.prior.decode_batch or len(z))]
+            others = torch.stack([torch.cat([self._features(s.apply(x)) for x in parts]) for s in self.symmetries])
+            return stein_force(others[0], others)
 
     def _pull_back(self, z: torch.Tensor, force: torch.Tensor) -> torch.Tensor:
         x, pullback = self.prior.decode_with_pullback(z)
@@ -151,8 +168,8 @@ class RepulsionSettings:
         scale: strength at the start; 0 is off.
         unit: ``ratio``: ``|scale * r| / |score|`` of each particle at the level's sigma; ``raw``: the factor itself.
         sigma_break: active while sigma > sigma_break.
-        schedule: over t from 1000 down to the first level that is not active: ``constant``, ``linear`` or ``cosine``
-            (the last two reach 0 there).
+        schedule: over t from 1000 down to the first level with sigma <= sigma_break: ``constant``, ``linear`` or
+            ``cosine`` (the last two reach 0 there).
         estimate: repel clean estimates ``z0_hat`` (Tweedie at this level) or the scaled noisy latents ``z_t``
             ``/ sqrt(1 + sigma^2)`` (RLSD's first version; a decoder then sees noise). Either way one denoiser call a
             level gives the score of the ratio; the feature space adds its own cost.
@@ -203,7 +220,7 @@ class Repulsion(Hook):
     def before_ode(self, state: State, info: Info) -> State:
         """Compute the term of every active particle; the others get 0."""
         strength = self.strength(state)
-        if strength == 0 and not self.settings.log:
+        if int(state.active.sum()) < 2 or (strength == 0 and not self.settings.log):
             return state
         started = time.perf_counter()
         with torch.no_grad():
@@ -213,19 +230,18 @@ class Repulsion(Hook):
         rows = torch.nonzero(state.active & at.flatten(1).isfinite().all(1)).flatten()
         if len(rows) < 2:
             return state
-        force, distances = self.space.force(at[rows])
-        sound = distances.diagonal().isfinite()  # features that are not finite would spread to the others
-        if not bool(sound.all()):
+        force, distances = self._force(at[rows], strength)
+        sound = distances.diagonal().isfinite()
+        if not bool(sound.all()):  # features that are not finite would spread to the others
             rows = rows[sound]
             if len(rows) < 2:
                 return state
-            force, distances = self.space.force(at[rows])
+            force, distances = self._force(at[rows], strength)
         slope = slope[rows]
         norms, score_norms = (v.flatten(1).norm(dim=1) for v in (force, slope))
         scale = torch.full_like(norms, strength)
         if self.settings.unit == "ratio":
-            scale = strength * score_norms / norms.clamp(min=torch.finfo(norms.dtype).tiny)
-            scale = scale * (norms > 0)
+            scale = strength * score_norms / norms.clamp(min=SMALLEST_NORM) * (norms > SMALLEST_NORM)
         self._log(state, info, strength, scale * norms, score_norms, norms, distances, started)
         if strength == 0:
             return state
@@ -234,6 +250,12 @@ class Repulsion(Hook):
         factor = state.z.new_zeros(len(state))
         factor[rows] = scale
         return replace(state, drift=(term, factor))
+
+    def _force(self, at: torch.Tensor, strength: float) -> Force:
+        if strength == 0:
+            return Force(torch.zeros_like(at), self.space.distances(at))
+        force, distances = self.space.force(at)
+        return Force(torch.where(per_particle(force.flatten(1).isfinite().all(1), force), force, 0.0), distances)
 
     def _log(
         self,

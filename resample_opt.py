@@ -104,14 +104,12 @@ class Outcome:
 
     Attributes:
         z: where each particle stopped.
-        loss: the last loss that was evaluated there or one step before, ``(P,)``.
         iterations: steps taken, ``(P,)``.
-        reason: ``floor``, ``plateau`` or ``max_iters``.
-        change: of the objective, ``(P,)``: line integral of its gradient (trapezoidal but for the last step).
+        reason: ``floor``, ``plateau``, ``diverged`` (its loss is not finite) or ``max_iters``.
+        change: of the objective, ``(P,)``: line integral of its gradient (trapezoidal).
     """
 
     z: torch.Tensor
-    loss: torch.Tensor
     iterations: torch.Tensor
     reason: list[str]
     change: torch.Tensor
@@ -134,31 +132,44 @@ def optimise(
         settings: see :class:`OptimizationSettings`.
     """
     result, reason = z.clone(), ["max_iters"] * len(z)
-    last, taken = z.new_zeros(len(z)), torch.zeros(len(z), dtype=torch.long, device=z.device)
+    taken, change = torch.zeros(len(z), dtype=torch.long, device=z.device), z.new_zeros(len(z))
     rows, moments = torch.arange(len(z), device=z.device), Moments(torch.zeros_like(z), torch.zeros_like(z))
-    history: list[torch.Tensor] = []
-    change, step = z.new_zeros(len(z)), torch.zeros_like(z)
+    last, step, history = z.new_zeros(len(z)), torch.zeros_like(z), []
     for iteration in range(settings.max_iters):
         loss, gradient = objective(z, rows)
+        change[rows] += inner(gradient, step) / 2
         last[rows] = loss
-        change[rows] += inner(gradient, step) / 2  # the end of the last step
         history.append(last.clone())
-        done, plateau = loss <= floor[rows], torch.zeros_like(loss, dtype=torch.bool)
-        if iteration >= settings.window and settings.prior_sigma == 0:
-            plateau = loss > history[iteration - settings.window][rows]
-        for i in torch.nonzero(done | plateau).flatten().tolist():
-            reason[int(rows[i])] = "floor" if bool(done[i]) else "plateau"
-        going = ~(done | plateau)
+        before = history[iteration - settings.window][rows] if iteration >= settings.window else None
+        stops = stopping(loss, floor[rows], before, settings.prior_sigma > 0)
+        for why, particles in stops.items():
+            for i in rows[particles].tolist():
+                reason[i] = why
+        going = ~torch.stack(list(stops.values())).any(0)
         if not bool(going.all()):
             rows, z, gradient, moments = rows[going], z[going], gradient[going], moments[going]
         if len(rows) == 0:
             break
         moved = adamw_step(z, gradient, moments, iteration + 1, settings.lr, settings.weight_decay)
         step, z = moved - z, moved
-        change[rows] += inner(gradient, step) / (1 if iteration + 1 == settings.max_iters else 2)
+        change[rows] += inner(gradient, step) / 2
         result[rows] = z
         taken[rows] += 1
-    return Outcome(result, last, taken, reason, change)
+    if len(rows) and settings.accept == "objective":
+        change[rows] += inner(objective(z, rows)[1], step) / 2
+    return Outcome(result, taken, reason, change)
+
+
+def stopping(
+    loss: torch.Tensor, floor: torch.Tensor, before: torch.Tensor | None, with_prior: bool
+) -> dict[str, torch.Tensor]:
+    """Which particles stop now, by reason; ``before`` is their loss one window earlier, None before that."""
+    stops = {"diverged": ~loss.isfinite()}
+    if not with_prior:
+        stops["floor"] = loss <= floor
+        if before is not None:
+            stops["plateau"] = (loss > before) & ~stops["floor"]
+    return stops
 
 
 class ParticleObjective:
@@ -223,8 +234,6 @@ class LatentOptimization(Hook):
         if halves is not None:
             fit_y, held_y = halves.fit, halves.held
             floor = floor - self.operator.noise_floor(part.y).mean + halves.floor
-        if self.settings.prior_sigma > 0:
-            floor = torch.full_like(initial, -torch.inf)
         objective = ParticleObjective(self.prior, self.operator, fit_y, self.settings)
         outcome = optimise(part.z0_y, objective, floor, self.settings)
         final = self._loss(outcome.z, part.y)
@@ -235,6 +244,7 @@ class LatentOptimization(Hook):
         info.add(
             "optimization",
             step=state.step,
+            rule=self.settings.accept,
             particle_ids=part.ids,
             iterations=outcome.iterations.tolist(),
             seconds=time.perf_counter() - started,
@@ -246,7 +256,7 @@ class LatentOptimization(Hook):
         return replace(state, z0_y=z0_y)
 
     def _loss(self, z: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return DataTerm(self.prior, self.operator, y)(z, False)[0]
+        return self.operator.loss(self.prior.decode(z), y)
 
     def _accept(
         self,
@@ -262,4 +272,6 @@ class LatentOptimization(Hook):
             return (outcome.change < 0) & final.isfinite()
         if self.settings.accept == "loss":
             return final < initial
+        if self.settings.accept == "split":
+            raise ValueError(f"accept=split: the operator {self.operator.name} cannot split a measurement")
         return (final - self.expected).abs() < (initial - self.expected).abs()

@@ -245,21 +245,23 @@ class LatentDAPS:
         return self._renoise(fall_back(self._call("before_renoise", state, info)))
 
     def _renoise(self, state: State) -> State:
-        levels = state.level.tolist()
+        levels, all_ids = state.level.tolist(), state.ids
         sigma = state.z.new_tensor([self.settings.path[level].item() for level in levels])
         noise = torch.empty_like(state.z)
         for level in set(levels):
             rows = [i for i, own in enumerate(levels) if own == level]
-            ids = [state.ids[i] for i in rows]
+            ids = [all_ids[i] for i in rows]
             noise[rows] = state.streams.normal(ids, "renoise", level - 1, state.z)
         return replace(state, z=state.z0_y + per_particle(sigma, state.z) * noise)
 
     def _ode(self, state: State) -> State:
         if state.drift is not None:
             self.ode.set_repulsion(*state.drift)
-        with torch.no_grad():
-            z0_hat = self.ode.solve(state.z, self.settings.inner_path(state.sigma))
-        self.ode.clear_repulsion()
+        try:
+            with torch.no_grad():
+                z0_hat = self.ode.solve(state.z, self.settings.inner_path(state.sigma))
+        finally:
+            self.ode.clear_repulsion()
         return replace(state, z0_hat=z0_hat)
 
     def _mcmc(self, state: State, level: int) -> State:

@@ -29,7 +29,8 @@ usage() {
     for flag in $1; do printf '  %-11s %s\n' "$flag" "$(describe "$flag")"; done
     echo "Flags can be combined and run in this order; results: results/${2}_<flag>/."
     echo "Default prior and data: ImageNet 256 LDM. On any machine:"
-    echo "  bash commands_gpu/$(basename "$0") ${1%% *} -- model=cats64 data=folder data.dir=MY_IMAGES"
+    echo "  bash commands_gpu/$(basename "$0") ${1%% *} -- model=cats64 data=folder data.dir=/path/to/images"
+    echo "(relative paths start at the checkout; --10 needs at least 10 images)"
 }
 
 experiment() {

@@ -1,12 +1,12 @@
-"""DINO image features (Caron et al. 2021) from timm, read from a local file, never downloaded during a run."""
+"""DINO image features (Caron et al. 2021) from timm, read from a local file, never downloaded during a run.
+
+timm is imported where it is used: no other run needs it.
+"""
 
 from pathlib import Path
 
-import timm
 import torch
-from huggingface_hub import try_to_load_from_cache
 from safetensors.torch import load_file
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 from torch.nn import functional as F
 
@@ -22,14 +22,17 @@ def dino_weights(model: str, path: str | None) -> Path | None:
     Raises:
         PriorError: ``path`` is given and does not exist, or timm knows no such model.
     """
+    import timm
+    from huggingface_hub import try_to_load_from_cache
+
+    if not timm.is_model(model.split(".")[0]):
+        raise PriorError(f"repulsion_dino_model={model}: timm knows no such model")
     if path is not None:
         if not Path(path).is_file():
             raise PriorError(f"repulsion_dino_path={path}: no such file")
         return Path(path)
     config = timm.get_pretrained_cfg(model)
-    if config is None or not timm.is_model(model.split(".")[0]):
-        raise PriorError(f"repulsion_dino_model={model}: timm knows no such model with weights")
-    if not config.hf_hub_id:
+    if config is None or not config.hf_hub_id:
         return None
     found = (try_to_load_from_cache(config.hf_hub_id, name) for name in WEIGHT_FILES)
     return next((Path(f) for f in found if isinstance(f, str)), None)
@@ -50,6 +53,9 @@ class DinoFeatures(nn.Module):
     """
 
     def __init__(self, model: str, weights: Path) -> None:
+        import timm
+        from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
         super().__init__()
         self.network = timm.create_model(model, pretrained=False, num_classes=0)
         try:

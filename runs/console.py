@@ -23,9 +23,8 @@ class ProgressHook(Hook):
         self.bar, self.expected = bar, expected
 
     def before_renoise(self, state: State, info: Info) -> State:
-        self.bar.set_postfix_str(
-            f"sigma {state.sigma:.3g}, misfit {state.loss.min().item():.4g} (floor {self.expected:.4g})"
-        )
+        loss = min(state.loss[state.active].tolist(), default=float("nan"))
+        self.bar.set_postfix_str(f"sigma {state.sigma:.3g}, misfit {loss:.4g} (floor {self.expected:.4g})")
         if self.bar.n == self.bar.total:  # children go through some levels again
             self.bar.total += 1
         self.bar.update()

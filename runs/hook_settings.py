@@ -20,7 +20,8 @@ class RepulsionKeys:
         repulsion_sigma_break: repulsion is active above this sigma.
         repulsion_schedule: ``constant``, ``linear`` or ``cosine``.
         repulsion_on: ``z0_hat`` (clean estimate at this level) or ``z_t`` (the scaled noisy latent).
-        repulsion_features: ``dino``, ``latent``, ``pixel``, or ``auto``: dino where its weights are, else latent.
+        repulsion_features: ``dino``, ``latent``, ``pixel``, or ``auto``: dino where its weights are, else latent
+            (pixel for the odd kernel).
         repulsion_kernel: ``plain``; ``quotient`` (the operator's twins count as one); ``odd`` (repel only where the
             twins differ).
         repulsion_dino_model: timm name of the feature network.
@@ -49,7 +50,7 @@ class PruningKeys:
         pruning_keep: particles to keep at most.
         pruning_rule: ``loss`` or ``diverse``.
         pruning_mode: ``slice`` frees memory and time, ``mask`` lets pruned particles run on unseen.
-        pruning_tolerance: of ``diverse``: largest loss above the best, in standard deviations of the loss.
+        pruning_tolerance: of ``diverse``: largest loss above the expected one, in its standard deviations.
         pruning_close: of ``diverse``: images nearer than this (root mean square in [0, 1]) count as one.
         pruning_branch: sigma to which children of the survivors are re-noised to fill the freed places, 0 is off.
     """
@@ -78,7 +79,7 @@ class OptimizationKeys:
             consistency alone), 0 is off.
         optimization_tau: standard deviation of the likelihood beside the prior; null: the operator's noise.
         optimization_accept: ``split`` (validate on the other half of the measurement), ``floor``, ``loss``,
-            ``objective``, or ``auto``: split, and objective beside the prior.
+            ``objective``, or ``auto``: split where the operator can (else floor), and objective beside the prior.
     """
 
     optimization_step: int = -1

@@ -7,10 +7,11 @@ import torch
 
 from operators.operator import IDENTITY, Operator
 from priors.dino import DinoFeatures, dino_weights
-from priors.prior import Prior, PriorError
+from priors.prior import Prior
 from pruning import Pruning, PruningSettings
 from repulsion import FeatureSpace, ImageSpace, LatentSpace, Repulsion, RepulsionSettings, low_pass
 from resample_opt import LatentOptimization, OptimizationSettings
+from runs.checks import SettingsError
 from runs.hook_settings import HookKeys
 from runs.phases import PhaseClock, PhaseHook
 from runs.settings import RunSettings
@@ -73,11 +74,13 @@ class HookPlan:
         keys, hooks = self.keys, []
         floor = self.operator.noise_floor(y)
         excess, spread = (self.prior.misfit_excess or {}).get(self.operator.name, (0.0, 0.0))
+        expected = floor.mean.item() + excess
         if self.space is not None:
             hooks.append(Repulsion(self.prior, self.space, self._repulsion_settings(), self.path))
         if self.prune_level is not None:
             loss_std = (floor.std.item() ** 2 + spread**2) ** 0.5
-            hooks.append(Pruning(self.prior, self.operator, self._pruning_settings(), self.path, loss_std))
+            pruning = self._pruning_settings()
+            hooks.append(Pruning(self.prior, self.operator, pruning, self.path, expected, loss_std))
             hooks.append(PhaseHook(clock, self.phases[1], self.prune_level))
         if self.optimize_level is not None:
             at_end = keys.optimization_when == "end" or self.optimize_level == len(self.path) - 1
@@ -94,16 +97,17 @@ class HookPlan:
                 weight_decay=keys.optimization_weight_decay,
                 prior_sigma=keys.optimization_prior_sigma,
                 tau=self.operator.noise_sigma if keys.optimization_tau is None else keys.optimization_tau,
-                accept=self._accept_rule(),
+                accept=self._accept_rule(y),
             )
-            expected = floor.mean.item() + excess
             hooks.append(LatentOptimization(self.prior, self.operator, settings, expected))
         return hooks
 
-    def _accept_rule(self) -> str:
+    def _accept_rule(self, y: torch.Tensor) -> str:
         if self.keys.optimization_accept != "auto":
             return self.keys.optimization_accept
-        return "objective" if self.keys.optimization_prior_sigma > 0 else "split"
+        if self.keys.optimization_prior_sigma > 0:
+            return "objective"
+        return "floor" if self.operator.split(y) is None else "split"
 
     def _repulsion_settings(self) -> RepulsionSettings:
         keys = self.keys
@@ -137,9 +141,10 @@ def build_hook_plan(
     """The plan that the configuration asks for; loads the feature network where one is needed.
 
     Raises:
-        PriorError: the feature network's weights are missing or wrong.
+        SettingsError, PriorError: see :func:`build_feature_space`.
     """
-    needed = settings.repulsion_scale > 0 or settings.repulsion_log
+    several = (settings.num_samples if settings.particle_ids is None else len(settings.particle_ids)) > 1
+    needed = several and (settings.repulsion_scale > 0 or settings.repulsion_log)
     space = build_feature_space(settings, prior, operator, device) if needed else None
     return HookPlan(settings, prior, operator, path, settings.num_samples, space)
 
@@ -148,21 +153,24 @@ def build_feature_space(keys: HookKeys, prior: Prior, operator: Operator, device
     """The space that ``repulsion_features`` and ``repulsion_kernel`` name.
 
     Raises:
-        PriorError: DINO is asked for and its weights are missing or wrong.
+        SettingsError: DINO is asked for without weights, or the kernel needs a symmetry that the operator lacks.
+        PriorError: DINO's weights are wrong.
     """
     kind, weights = keys.repulsion_features, None
     odd = keys.repulsion_kernel == "odd"
     if kind in ("auto", "dino"):
         weights = dino_weights(keys.repulsion_dino_model, keys.repulsion_dino_path)
         if weights is None and kind == "dino":
-            raise PriorError(
+            raise SettingsError(
                 f"repulsion_features=dino: no weights of {keys.repulsion_dino_model} in the hub's cache; set "
                 "repulsion_dino_path=FILE, or use repulsion_features=latent or pixel, which need none"
             )
         kind = "dino" if weights is not None else "pixel" if odd else "latent"
     symmetries = operator.symmetries()
-    if odd and len(symmetries) < 2:
-        raise PriorError(f"repulsion_kernel=odd: the operator {operator.name} has no symmetry; use plain")
+    if keys.repulsion_kernel != "plain" and len(symmetries) < 2:
+        raise SettingsError(
+            f"repulsion_kernel={keys.repulsion_kernel}: the operator {operator.name} has no symmetry; use plain"
+        )
     seen = symmetries if keys.repulsion_kernel == "quotient" else (IDENTITY,)
     if kind == "latent":
         return LatentSpace(prior, seen)

@@ -85,6 +85,6 @@ def trajectory_figure(path: Path, snapshots: Sequence[Snapshot]) -> None:
         after = [(pair[1], "", False) for pair in pairs]
         rows += [
             [(before[0][0], f"particle {particle}\nODE, {titles[0]}", False), *before[1:]],
-            [(after[0][0], "after MCMC", False), *after[1:]],
+            [(after[0][0], "end of level", False), *after[1:]],
         ]
-    contact_sheet(path, rows, "clean estimates over the annealing: ODE (upper rows), after MCMC (lower rows)")
+    contact_sheet(path, rows, "clean estimates over the annealing: ODE (upper rows), end of the level (lower rows)")

@@ -191,14 +191,14 @@ class Reconstructor:
 
     def _record(self, result: Result, clock: PhaseClock, info: Info, seconds: float) -> Record:
         problem, selection = result.problem, result.selection
-        floor = self.operator.noise_floor(problem.y)
+        floor, pruned = self.operator.noise_floor(problem.y), next(iter(info.rows.get("pruning", [])), None)
         loss, floor_mean = result.loss.tolist(), floor.mean.item()
         return {
             "image_id": problem.image_id,
             "name": problem.name,
             "origin": problem.origin,
             "state": "ok" if result.particle_ids else "diverged",
-            "diverged_particles": result.diverged_ids,
+            "diverged_particles": sorted({*result.diverged_ids, *(pruned["diverged"] if pruned else [])}),
             "error": None,
             "particle_ids": result.particle_ids,
             **self._quality(result),
@@ -218,7 +218,7 @@ class Reconstructor:
                 "plausibility": selection.plausibility,
             },
             "repulsion": repulsion_record(self.plan, info),
-            "pruning": next(iter(info.rows.get("pruning", [])), None),
+            "pruning": pruned,
             "optimization": optimization_record(info, result.particle_ids),
             "tau": self.settings.tau,
             "timing": {

@@ -20,7 +20,7 @@ from runs.settings import NOT_IN_HASH, config_sha256
 
 SCHEMA = 1
 METRICS = ("psnr", "ssim", "lpips")
-PACKAGES = ("torch", "torchvision", "diffusers", "numpy", "piq", "hydra-core")
+PACKAGES = ("torch", "torchvision", "diffusers", "timm", "numpy", "piq", "hydra-core")
 ROOT = Path(__file__).resolve().parent.parent
 
 Record = dict[str, Any]
@@ -255,7 +255,7 @@ def _modes(done: list[Record]) -> dict[str, Any] | None:
 
 
 def _repulsion(done: list[Record]) -> dict[str, Any]:
-    parts = [(r["image_id"], r["repulsion"]) for r in done]
+    parts = [(r["image_id"], r["repulsion"]) for r in done if "repulsion" in r]  # older records lack it
     return {
         "enabled": any(part["enabled"] for _, part in parts),
         "features": parts[0][1]["features"] if parts else None,
@@ -267,7 +267,7 @@ def _repulsion(done: list[Record]) -> dict[str, Any]:
 
 
 def _per_image(done: list[Record], name: str) -> dict[str, Any]:
-    return {"per_image": [{"image_id": r["image_id"], **r[name]} for r in done if r[name] is not None]}
+    return {"per_image": [{"image_id": r["image_id"], **r[name]} for r in done if r.get(name) is not None]}
 
 
 def _timing(done: list[Record]) -> dict[str, Any]:
@@ -286,10 +286,11 @@ def _timing(done: list[Record]) -> dict[str, Any]:
     }
 
 
-def _vram(done: list[Record]) -> dict[str, float] | None:
-    peaks: dict[str, float] = {}
+def _vram(done: list[Record]) -> dict[str, float | None] | None:
+    peaks: dict[str, float | None] = {}
     for record in done:
         for name, peak in record["vram"].items():
-            if peak is not None:
-                peaks[f"{name}_peak_mb"] = max(peak, peaks.get(f"{name}_peak_mb", 0.0))
-    return peaks or None
+            key = f"{name}_peak_mb"
+            both = [p for p in (peak, peaks.get(key)) if p is not None]
+            peaks[key] = max(both, default=None)  # a phase of no length has none
+    return peaks if any(p is not None for p in peaks.values()) else None

@@ -170,7 +170,8 @@ class RunSettings(HookKeys):
         save_dir: folder of all results.
         seed: of every random stream.
         num_samples: particles a measurement.
-        particle_ids: run only these particles (each exactly as in the full batch); null means all.
+        particle_ids: run only these particles; null means all. Each is exactly as in the full batch as long as nothing
+            couples particles (repulsion, pruning).
         use_tpu: run on a TPU (needs torch_xla).
         device: ``auto``, ``cpu`` or ``cuda``.
         gpu: index of the CUDA device.
@@ -284,6 +285,11 @@ def _check_sampler(settings: RunSettings, checks: Checks) -> None:
         settings.pruning_step < 0 or last_t <= settings.pruning_step,
         f"pruning_step={settings.pruning_step}: no level is that late; the last of {annealing.num_steps} levels has "
         f"t = {last_t:g}",
+    )
+    checks.require(
+        settings.optimization_step < 0 or settings.optimization_when == "end" or last_t <= settings.optimization_step,
+        f"optimization_step={settings.optimization_step}: no level is that late (the last has t = {last_t:g}); "
+        "use optimization_when=end",
     )
     checks.number("sampler.annealing.sigma_max", annealing.sigma_max, 0, open_low=True)
     checks.require(

@@ -69,6 +69,11 @@ def validate(settings: TrainingSettings) -> None:
         settings.zoom + settings.close_up <= 1,
         f"zoom={settings.zoom}, close_up={settings.close_up}: their sum must be at most 1",
     )
+    npz_alone = settings.images.endswith(".npz") and settings.large_images is None
+    checks.require(
+        settings.close_up == 0 or not npz_alone,
+        f"close_up={settings.close_up}: an .npz of small images has no close-ups; name large_images",
+    )
     checks.number("min_crop", settings.min_crop, 0, 1, open_low=True)
     checks.number("seed", settings.seed, 0)
     one, two = settings.autoencoder, settings.denoiser

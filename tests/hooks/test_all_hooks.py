@@ -21,10 +21,10 @@ from tiny import QUICK, command, reconstruct
 
 from diffusion.paths import edm_path
 from operators.phase_retrieval import PhaseRetrieval
-from priors.prior import PriorError
 from pruning import Pruning
 from repulsion import ImageSpace, LatentSpace, Repulsion
 from resample_opt import LatentOptimization
+from runs.checks import SettingsError
 from runs.hooks import build_feature_space, build_hook_plan, optimization_record, repulsion_record
 from runs.phases import ClockHook, PhaseClock
 from runs.rng import ParticleStreams
@@ -197,7 +197,7 @@ def test_expected_loss_is_the_noise_floor_and_the_misfit_of_the_prior():
 def test_phases_count_the_levels_between_the_boundaries(keys, phases):
     clock = planned_run(**keys)[2]
     assert {name: phase.steps for name, phase in clock.phases.items()} == phases
-    assert sum(phase.seconds for phase in clock.phases.values()) == pytest.approx(sum(clock.step_seconds), rel=0.5)
+    assert sum(phase.seconds for phase in clock.phases.values()) > 0.9 * sum(clock.step_seconds)  # and the end
 
 
 def test_levels_of_children_belong_to_the_phase_in_which_they_run():
@@ -284,12 +284,12 @@ def test_feature_space_is_the_one_that_is_asked_for(monkeypatch):
         if kind is ImageSpace:
             assert (space.odd_under is not None) is (keys.get("repulsion_kernel") == "odd")
             assert space.name == "pixel"
-    with pytest.raises(PriorError, match="repulsion_features=dino: no weights of vit_small_patch16_224.dino"):
+    with pytest.raises(SettingsError, match="repulsion_features=dino: no weights of vit_small_patch16_224.dino"):
         space_of(repulsion_features="dino")
 
 
 def test_odd_kernel_needs_a_symmetry():
-    with pytest.raises(PriorError, match="repulsion_kernel=odd: the operator matrix has no symmetry"):
+    with pytest.raises(SettingsError, match="repulsion_kernel=odd: the operator matrix has no symmetry"):
         planned(repulsion_scale=1.0, repulsion_features="pixel", repulsion_kernel="odd")
 
 

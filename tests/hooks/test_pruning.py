@@ -34,8 +34,13 @@ PATH = edm_path(LEVELS, SIGMA_MAX, SIGMA_MIN)
 IDS = [0, 1, 2, 3, 4, 5]
 
 
-def pruning(at_level=2, loss_std=1.0, **changes):
-    return Pruning(*problem(), PruningSettings(at_level, **({"first_child_id": 6} | changes)), PATH, loss_std)
+def pruning(at_level=2, loss_std=1.0, expected=-INF, **changes):
+    rule = PruningSettings(at_level, **({"first_child_id": 6} | changes))
+    return Pruning(*problem(), rule, PATH, expected, loss_std)
+
+
+def within(losses, tolerance):
+    return min((loss for loss in losses if loss < INF), default=INF) + tolerance
 
 
 def pruned_run(*hooks, ids=IDS):
@@ -98,18 +103,18 @@ def line(*positions):
     ],
 )
 def test_diverse_particles_are_kept(losses, positions, keep, expected):
-    assert keep_diverse(losses, line(*positions), keep, 3.0, 0.1) == expected
+    assert keep_diverse(losses, line(*positions), keep, within(losses, 3.0), 0.1) == expected
 
 
 def test_diverse_bears_distances_that_are_not_numbers():
-    assert keep_diverse([1.0, NAN, 2.0], [[0, NAN, 1], [NAN, NAN, NAN], [1, NAN, 0]], 3, 3.0, 0.1) == [0, 2]
+    assert keep_diverse([1.0, NAN, 2.0], [[0, NAN, 1], [NAN, NAN, NAN], [1, NAN, 0]], 3, 4.0, 0.1) == [0, 2]
 
 
 def test_diverse_keeps_between_one_and_keep():
     for seed in range(30):
         losses, positions = normal(6, seed=seed).tolist(), normal(6, seed=seed + 100).numpy() / 5
         for keep in (1, 2, 4):
-            kept = keep_diverse(losses, line(*positions), keep, 1.0, 0.1)
+            kept = keep_diverse(losses, line(*positions), keep, within(losses, 1.0), 0.1)
             assert 1 <= len(kept) <= keep and kept[0] == int(np.argmin(losses))
             assert all(abs(positions[i] - positions[j]) >= 0.1 for i in kept for j in kept if i != j)
             assert all(losses[i] <= min(losses) + 1 for i in kept)
@@ -210,8 +215,9 @@ def test_diverse_rule_uses_distances_and_the_standard_deviation_of_the_loss():
     images = problem()[0].decode(pruned_run()[2]["before_renoise"][2].z0_y)
     distances = image_distances(images)
     np.testing.assert_allclose(row["distances"], distances, rtol=1e-10, atol=1e-12)
-    expected = keep_diverse(plain_losses(2).tolist(), distances.tolist(), 6, 0.6, 0.3)
-    without_distances = keep_diverse(plain_losses(2).tolist(), distances.tolist(), 6, 0.6, 0.0)
+    limit = within(plain_losses(2).tolist(), 0.6)
+    expected = keep_diverse(plain_losses(2).tolist(), distances.tolist(), 6, limit, 0.3)
+    without_distances = keep_diverse(plain_losses(2).tolist(), distances.tolist(), 6, limit, 0.0)
     without_losses = keep_diverse(plain_losses(2).tolist(), distances.tolist(), 6, INF, 0.3)
     assert len({tuple(kept) for kept in (expected, without_distances, without_losses)}) == 3
     assert row["kept"] == sorted(expected) == seen["at_end"][0].ids
@@ -251,7 +257,7 @@ def test_an_answer_with_a_nan_loss_goes_first():
             return loss
 
     best = np.argsort(plain_losses(2))[:2].tolist()
-    hook = Pruning(problem()[0], Poisoned(MATRIX), PruningSettings(2, keep=4), PATH, 1.0)
+    hook = Pruning(problem()[0], Poisoned(MATRIX), PruningSettings(2, keep=4), PATH, -INF, 1.0)
     state, _, _ = pruned_run(hook)
     assert state.ids == [i for i in IDS if i not in best]
 
@@ -272,7 +278,7 @@ def test_losses_are_those_of_the_decoded_images():
 
     shape = (3, 1, 1)
     prior = Prior("doubler", Doubler(), None, shape, shape)
-    hook, info = Pruning(prior, Total(), PruningSettings(0, keep=1), PATH, 1.0), Info()
+    hook, info = Pruning(prior, Total(), PruningSettings(0, keep=1), PATH, -INF, 1.0), Info()
     state = loop(settings()).start(torch.tensor([[3.0]], dtype=F64), ParticleStreams(0, 0), [5, 6, 7])
     z0_y = torch.tensor([1.0, 0.4, 3.0], dtype=F64).reshape(3, 1, 1, 1).expand(3, *shape) / 1
     kept = hook.before_renoise(dataclasses.replace(state, z0_y=z0_y, loss=-z0_y[:, 0, 0, 0]), info)
@@ -374,8 +380,24 @@ def test_diverse_rule_frees_places_for_children():
     assert len(state) == 6
 
 
-def test_diverged_survivors_have_no_children():
+def test_diverged_particles_keep_no_place_and_have_no_children():
     state, (row,), _ = pruned_run(Break(0, [0, 1, 2, 3]), branch(3, PATH[1].item(), keep=3))
-    assert len(row["kept"]) == 3 and {4, 5} < set(row["kept"])
+    assert row["kept"] == [4, 5] and row["diverged"] == [0, 1, 2, 3]
+    assert [pair["child"] for pair in row["branched"]] == [6, 7, 8, 9]
     assert {pair["parent"] for pair in row["branched"]} == {4, 5}
     assert not state.diverged[torch.tensor(state.ids) >= 6].any()
+
+
+def test_tolerance_starts_at_the_expected_loss_where_the_best_is_below_it():
+    """A particle that fits the noise must not cost the twin that fits as well as the truth."""
+    losses = sorted(plain_losses(2).tolist())
+    kept = {}
+    for expected in (-INF, losses[3]):
+        rule = pruning(keep=6, rule="diverse", tolerance=1e-6, close=0.0, expected=expected)
+        kept[expected] = len(pruned_run(rule)[1][0]["kept"])
+    assert kept == {-INF: 1, losses[3]: 4}
+
+
+def test_all_diverged_leaves_one():
+    state, (row,), _ = pruned_run(Break(0, IDS), pruning(keep=3))
+    assert len(row["kept"]) == len(state) == 1 and bool(state.diverged.all())

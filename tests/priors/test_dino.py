@@ -154,7 +154,7 @@ def test_a_given_file_is_taken(weights):
 def test_unknown_model():
     with pytest.raises(PriorError) as error:
         dino_weights("vit_enormous", None)
-    assert sentence(error) == "repulsion_dino_model=vit_enormous: timm knows no such model with weights"
+    assert sentence(error) == "repulsion_dino_model=vit_enormous: timm knows no such model"
 
 
 @pytest.mark.parametrize("model", [MODEL, "vit_small_patch16_224.dino"])
