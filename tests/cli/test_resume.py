@@ -138,7 +138,13 @@ def test_ctrl_c_in_the_terminal(arguments, tmp_path):
     command = [sys.executable, ROOT / "posterior_sample.py", *arguments, f"save_dir={tmp_path}"]
     slow = ["save_trajectory=false", "sampler.annealing.num_steps=100"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([*command, *slow], stderr=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(  # a shell's background job ignores Ctrl-C, and so would its children
+        [*command, *slow],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     first, deadline = tmp_path / "tiny" / "records" / "00000.json", time.monotonic() + 120
     while not first.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
