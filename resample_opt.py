@@ -16,6 +16,7 @@ this objective runs for ``max_iters``.
 """
 
 import time
+from collections import deque
 from dataclasses import dataclass, replace
 
 import torch
@@ -134,13 +135,13 @@ def optimise(
     result, reason = z.clone(), ["max_iters"] * len(z)
     taken, change = torch.zeros(len(z), dtype=torch.long, device=z.device), z.new_zeros(len(z))
     rows, moments = torch.arange(len(z), device=z.device), Moments(torch.zeros_like(z), torch.zeros_like(z))
-    last, step, history = z.new_zeros(len(z)), torch.zeros_like(z), []
+    last, step, history = z.new_zeros(len(z)), torch.zeros_like(z), deque()
     for iteration in range(settings.max_iters):
         loss, gradient = objective(z, rows)
         change[rows] += inner(gradient, step) / 2
         last[rows] = loss
         history.append(last.clone())
-        before = history[iteration - settings.window][rows] if iteration >= settings.window else None
+        before = history.popleft()[rows] if iteration >= settings.window else None
         stops = stopping(loss, floor[rows], before, settings.prior_sigma > 0)
         for why, particles in stops.items():
             for i in rows[particles].tolist():

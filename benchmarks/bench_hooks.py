@@ -9,6 +9,7 @@ calls (denoiser forward, decoder forward and backward) by torch.profiler. Defaul
 import argparse
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -16,10 +17,9 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 from omegaconf import OmegaConf  # noqa: E402
-from torch.profiler import ProfilerActivity, profile  # noqa: E402
 
 import posterior_sample  # noqa: E402, F401 (registers the schema)
-from benchmarks.bench_sampler import NETWORK, labelled  # noqa: E402
+from benchmarks.bench_sampler import labelled, labelled_share  # noqa: E402
 from priors.prior import Prior  # noqa: E402
 from runs.build import build_operator, build_prior, build_sampler_settings  # noqa: E402
 from runs.command_line import compose_config  # noqa: E402
@@ -57,15 +57,6 @@ def run_once(prior: Prior, settings: RunSettings, device: torch.device) -> float
     return time.perf_counter() - started
 
 
-def network_share(prior: Prior, settings: RunSettings, device: torch.device) -> float:
-    """Share of wall time inside network calls."""
-    cuda = device.type == "cuda"
-    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])], acc_events=True) as p:
-        seconds = run_once(labelled(prior), settings, device)
-    attribute = "device_time_total" if cuda else "cpu_time_total"
-    return sum(getattr(e, attribute) for e in p.key_averages() if e.key == NETWORK) * 1e-6 / seconds
-
-
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="What each hook costs.")
@@ -87,7 +78,8 @@ def main() -> None:
     print(f"device {device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
     print(f"{'hooks':<26}{'s/image':>9}{'ratio':>8}{'network':>9}")
     for name, settings in cases.items():
-        best, share = min(seconds[name]), network_share(prior, settings, device)
+        best = min(seconds[name])
+        share = labelled_share(partial(run_once, labelled(prior), settings, device), device)
         print(f"{name:<26}{best:>9.2f}{best / min(seconds['none']):>8.3f}{100 * share:>8.1f}%")
 
 

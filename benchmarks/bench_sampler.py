@@ -95,7 +95,11 @@ def make_loop(prior: Prior, device: torch.device, particles: int, steps: int) ->
 
 def network_share(prior: Prior, device: torch.device, particles: int, steps: int) -> float:
     """Share of wall time inside network calls, by torch.profiler."""
-    run = make_loop(labelled(prior), device, particles, steps)
+    return labelled_share(make_loop(labelled(prior), device, particles, steps), device)
+
+
+def labelled_share(run: Callable[[], float], device: torch.device) -> float:
+    """Share of the seconds that ``run`` returns inside the network calls of a :func:`labelled` prior."""
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
     with profile(activities=activities, acc_events=True) as profiler:
         seconds = run()

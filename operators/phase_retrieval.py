@@ -27,6 +27,11 @@ def rotate_180(x: torch.Tensor) -> torch.Tensor:
     return x.flip((-2, -1))
 
 
+def mirror_frequencies(plane: torch.Tensor) -> torch.Tensor:
+    """The entry at ``-k`` in the place of ``k``, for a plane ``(..., H, W)`` with frequency 0 in its corner."""
+    return plane.flip((-2, -1)).roll((1, 1), dims=(-2, -1))
+
+
 def count_entries(y: torch.Tensor) -> tuple[int, int]:
     """Conjugate pairs and self-conjugate entries of one measurement ``(C, H, W)`` in the batch ``y``."""
     channels, height, width = y.shape[1:]
@@ -92,8 +97,7 @@ class PhaseRetrieval(Operator):
     def half_plane(self, y: torch.Tensor) -> HalfPlane:
         """Average conjugate pairs of the centred full plane ``y``."""
         plane = torch.fft.ifftshift(y, dim=(-2, -1))
-        conjugate = plane.flip((-2, -1)).roll((1, 1), dims=(-2, -1))
-        mean = (plane + conjugate) / 2
+        mean = (plane + mirror_frequencies(plane)) / 2
         width = y.shape[-1]
         columns = width // 2 + 1
         weight = y.new_full((columns,), 2.0)
@@ -118,7 +122,7 @@ class PhaseRetrieval(Operator):
         """The first and the second entry of each conjugate pair, mirrored; self-conjugate entries are in both."""
         height, width = y.shape[-2:]
         index = torch.arange(height * width, device=y.device).reshape(height, width)
-        conjugate = index.flip((-2, -1)).roll((1, 1), dims=(-2, -1))
+        conjugate = mirror_frequencies(index)
         flat = torch.fft.ifftshift(y, dim=(-2, -1)).flatten(-2)
         first, second = flat[..., torch.minimum(index, conjugate)], flat[..., torch.maximum(index, conjugate)]
         pairs, self_conjugate = count_entries(y)
