@@ -20,6 +20,7 @@ from runs.build import build_operator, build_prior, build_sampler_settings
 from runs.checks import SettingsError
 from runs.command_line import CONFIG_DIR, FAILED, INTERRUPTED, fail, register, run
 from runs.console import results_table
+from runs.cost import Calls, count_calls
 from runs.hooks import build_hook_plan
 from runs.images import DataError, load_images, load_measurements
 from runs.reconstruct import Problem, Reconstructor
@@ -74,7 +75,8 @@ def sample(settings: RunSettings, config: dict) -> list[int]:
     folder = RunFolder(settings.save_dir, settings.name, config)
     operator = build_operator(settings.task)
     sampler_settings = build_sampler_settings(settings)
-    prior = build_prior(settings, device)
+    calls = Calls()
+    prior = count_calls(build_prior(settings, device), calls)
     plan = build_hook_plan(settings, prior, operator, sampler_settings.path, device)
     problems = load_problems(settings, prior, operator, device)
     lpips = load_lpips(device)
@@ -93,6 +95,8 @@ def sample(settings: RunSettings, config: dict) -> list[int]:
         settings.seed,
         list(particles),
         settings.save_trajectory,
+        calls,
+        settings.selection_rule,
     )
     try:
         for problem in problems:

@@ -47,6 +47,7 @@ class OptimizationSettings:
             the loss on the other half fell; ``floor``: keep it if its loss came nearer to the one expected at the
             answer; ``loss``: keep it if its loss fell (fits noise); ``objective``: keep it if the objective fell, the
             line integral of its gradient (beside the prior it has no value of its own).
+        best: at the end, optimise only this many particles, of the lowest data loss, and drop the others; None: all.
     """
 
     from_level: int
@@ -58,6 +59,7 @@ class OptimizationSettings:
     prior_sigma: float = 0.0
     tau: float = 0.05
     accept: str = "split"
+    best: int | None = None
 
 
 @dataclass
@@ -222,7 +224,20 @@ class LatentOptimization(Hook):
 
     def at_end(self, state: State, info: Info) -> State:
         """After the last level, if asked for."""
-        return self._apply(state, state.active, info) if self.settings.when == "end" else state
+        if self.settings.when != "end":
+            return state
+        state = self._keep_best(state)
+        return self._apply(state, state.active, info)
+
+    def _keep_best(self, state: State) -> State:
+        """The particles worth optimising; diverged ones stay, to be reported."""
+        best = self.settings.best
+        if best is None or int(state.active.sum()) <= best:
+            return state
+        loss = torch.where(state.active, self._loss(state.z0_y, state.y), torch.inf)
+        kept = state.diverged.clone()
+        kept[loss.argsort(stable=True)[:best]] = True
+        return state[kept]
 
     def _apply(self, state: State, chosen: torch.Tensor, info: Info) -> State:
         rows = torch.nonzero(chosen).flatten()

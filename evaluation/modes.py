@@ -30,23 +30,37 @@ class Modes:
     Attributes:
         labels: ``0`` upright, ``180`` rotated, ``mixed`` (both twins superposed) or ``none``.
         twin_fit: ``(a, b)`` of the fit ``x ~ a x* + b g(x*)``, each.
+        channel_fit: the same fit of each channel alone, a list of C pairs each.
         solved: upright or rotated, and good enough.
         coverage: number of distinct solved labels.
     """
 
     labels: list[str]
     twin_fit: list[tuple[float, float]]
+    channel_fit: list[list[tuple[float, float]]]
     solved: list[bool]
     coverage: int
 
 
 def _parts(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Odd and mean-free even part under the rotation, like ``x``."""
     odd, even = (x - rotate_180(x)) / 2, (x + rotate_180(x)) / 2
-    return odd.flatten(1), (even - even.mean((-2, -1), keepdim=True)).flatten(1)
+    return odd, even - even.mean((-2, -1), keepdim=True)
 
 
 def _projection(x: torch.Tensor, onto: torch.Tensor) -> torch.Tensor:
-    return (x * onto).sum(1) / onto.square().sum(1).clamp(min=1e-12)
+    """Coefficient of ``x`` on ``onto``, over all axes but the first."""
+    return (x * onto).flatten(1).sum(1) / onto.square().flatten(1).sum(1).clamp(min=1e-12)
+
+
+def twin_projections(x: torch.Tensor, truth: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    r""":math:`c_{odd}, c_{even}` of ``x`` ``(P, ...)`` on ``truth`` ``(1, ...)``, ``(P,)`` each.
+
+    The least-squares fit ``x ~ a x* + b g(x*)`` of the mean-free images is ``a, b = (c_even +- c_odd) / 2``.
+    """
+    parts = zip(_parts(x.double()), _parts(truth.double()), strict=True)
+    odd, even = (_projection(part, onto) for part, onto in parts)
+    return odd, even
 
 
 def label(c_odd: float, c_even: float) -> str:
@@ -62,12 +76,46 @@ def find_modes(x: torch.Tensor, truth: torch.Tensor, aligned_psnr_db: list[float
     Solved means label ``0`` or ``180`` and an aligned PSNR of at least ``min(twin average + 2, 18)`` dB, where "twin
     average" is the PSNR of the superposition of both twins.
     """
-    odd, even = _parts(x.double())
-    odd_truth, even_truth = _parts(truth.double())
-    c_odd, c_even = _projection(odd, odd_truth).tolist(), _projection(even, even_truth).tolist()
+    c_odd, c_even = (c.tolist() for c in twin_projections(x, truth))
     labels = [label(o, e) for o, e in zip(c_odd, c_even, strict=True)]
     twin_average = psnr_db((truth + rotate_180(truth)) / 2, truth).item()
     needed = min(twin_average + SOLVED_MARGIN_DB, SOLVED_DB)
     solved = [n in ("0", "180") and q >= needed for n, q in zip(labels, aligned_psnr_db, strict=True)]
-    fit = [((e + o) / 2, (e - o) / 2) for o, e in zip(c_odd, c_even, strict=True)]
-    return Modes(labels, fit, solved, len({n for n, s in zip(labels, solved, strict=True) if s}))
+    channels = [twin_projections(x[:, c : c + 1], truth[:, c : c + 1]) for c in range(x.shape[1])]
+    by_channel = [_fits(odd.tolist(), even.tolist()) for odd, even in channels]
+    coverage = len({n for n, s in zip(labels, solved, strict=True) if s})
+    return Modes(labels, _fits(c_odd, c_even), [list(f) for f in zip(*by_channel, strict=True)], solved, coverage)
+
+
+def _fits(c_odd: list[float], c_even: list[float]) -> list[tuple[float, float]]:
+    return [((e + o) / 2, (e - o) / 2) for o, e in zip(c_odd, c_even, strict=True)]
+
+
+def symmetry_index(x: torch.Tensor) -> torch.Tensor:
+    r"""How far each image is from being its own twin, without the truth, ``(P,)`` in [0, inf).
+
+    .. math:: |x_{odd}| / |x_{even}|
+
+    Near 0 for a superposition of both twins in equal parts; a photograph has about 0.5 to 1.5.
+
+    Args:
+        x: ``(P, C, H, W)``.
+    """
+    odd, even = (part.flatten(1).norm(dim=1) for part in _parts(x.double()))
+    return odd / even.clamp(min=1e-12)
+
+
+def channel_agreement(x: torch.Tensor) -> torch.Tensor:
+    r"""Do the channels agree on which twin they show? Without the truth, ``(P,)`` in [-1, 1].
+
+    The correlation of each channel's odd part with that of the strongest channel, the lowest of them; 1 for one
+    channel. A photograph's channels are alike (well above 0); one rotated channel gives a negative value.
+
+    Args:
+        x: ``(P, C, H, W)``.
+    """
+    odd = _parts(x.double())[0].flatten(2)
+    strongest = odd.square().sum(2).argmax(1)
+    reference = odd[torch.arange(len(odd)), strongest][:, None]
+    norms = odd.norm(dim=2) * reference.norm(dim=2)
+    return ((odd * reference).sum(2) / norms.clamp(min=1e-12)).amin(1)

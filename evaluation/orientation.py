@@ -1,4 +1,6 @@
-"""Which of an operator's ambiguous images does the prior find more plausible?"""
+"""Which of an operator's ambiguous images does the prior find more plausible, and by how much?"""
+
+import math
 
 import torch
 
@@ -6,6 +8,7 @@ from priors.prior import Prior
 
 SIGMAS = (0.3, 0.5, 0.8, 1.2, 2.0)
 NUM_DRAWS = 4
+LOG_STEP = math.log(SIGMAS[-1] / SIGMAS[0]) / (len(SIGMAS) - 1)
 
 
 def plausibility_loss(prior: Prior, images: torch.Tensor, seed: int = 0) -> torch.Tensor:
@@ -32,3 +35,18 @@ def plausibility_loss(prior: Prior, images: torch.Tensor, seed: int = 0) -> torc
                 error = prior.denoiser(z + sigma * noise, sigma) - z
                 total += error.square().flatten(1).mean(1) / (sigma**2 * NUM_DRAWS)
     return total
+
+
+def prior_energy(prior: Prior, plausibility: torch.Tensor) -> torch.Tensor:
+    r"""The part of :math:`-\log p(z)` that the sigmas of :func:`plausibility_loss` see, in nats, ``(B,)``.
+
+    .. math:: -\log p(z) = c + \int \mathbb{E} |D(z + \sigma \epsilon; \sigma) - z|^2 \, \frac{d \ln \sigma}{\sigma^2}
+
+    (Kingma et al. 2021, Variational Diffusion Models, in continuous time), the integral as a sum over
+    :data:`SIGMAS`, which are nearly equidistant in log sigma.
+
+    Args:
+        prior: whose latents were denoised.
+        plausibility: ``(B,)`` from :func:`plausibility_loss`.
+    """
+    return math.prod(prior.latent_shape) * LOG_STEP * plausibility

@@ -1,15 +1,41 @@
-"""Choose one answer without the truth: from the measurement and the prior alone."""
+r"""Choose one answer without the truth: from the measurement and the prior alone.
+
+Rules, all "lower is better":
+
+- ``loss``: the data loss :math:`L = |A(x) - y|^2`.
+- ``high_snr``: the data loss over the entries of y that stand clear of the noise.
+- ``plausibility``: the prior's denoising loss, of the more plausible twin.
+- ``posterior``: :math:`L / 2 \sigma_n^2 - \log p(x)` in nats, the second term from the denoising losses.
+
+Whatever the rule, the chosen particle is then turned the way that the prior finds most plausible: the measurement
+cannot tell an image from its twin.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from evaluation.orientation import plausibility_loss
-from operators.operator import Symmetry
+from evaluation.orientation import plausibility_loss, prior_energy
+from operators.operator import Operator, Symmetry
 from priors.prior import Prior
 
-RULE = "lowest_loss_then_orientation"
+RULES = ("loss", "high_snr", "plausibility", "posterior")
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The images to choose from.
+
+    Attributes:
+        images: ``(P, C, H, W)`` reconstructions in [-1, 1].
+        loss: ``(P,)`` their data losses, all finite.
+        y: ``(1, ...)`` the measurement.
+    """
+
+    images: torch.Tensor
+    loss: torch.Tensor
+    y: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -19,8 +45,8 @@ class Selection:
     Attributes:
         index: position of the chosen particle.
         symmetry: name of the symmetry to apply to it.
-        rule: the rule's name.
-        scores: the data loss of each particle, lower is better.
+        rule: the rule's name and ``then_orientation``.
+        scores: of each particle under the rule, lower is better.
         plausibility: denoising loss of the chosen particle under each symmetry, lower is better.
     """
 
@@ -31,21 +57,44 @@ class Selection:
     plausibility: dict[str, float]
 
 
-def select(prior: Prior, x: torch.Tensor, loss: torch.Tensor, symmetries: Sequence[Symmetry]) -> Selection:
-    """The particle with the lowest data loss, turned the way the prior finds most plausible.
-
-    The measurement cannot tell an image from its twin (equal loss), and the prior cannot tell how well the
-    measurement is met: each decides what it knows.
+def select(prior: Prior, operator: Operator, candidates: Candidates, rule: str = "loss") -> Selection:
+    """The best particle under ``rule``, turned the way the prior finds most plausible.
 
     Args:
-        prior: used for the orientation only.
-        x: ``(P, C, H, W)`` reconstructions in [-1, 1].
-        loss: ``(P,)`` data losses, all finite.
-        symmetries: the operator's natural ambiguities.
+        prior: judges plausibility.
+        operator: its losses and ambiguities.
+        candidates: the images.
+        rule: one of :data:`RULES`.
     """
-    index = int(loss.argmin())
-    views = torch.cat([s.apply(x[index : index + 1]) for s in symmetries])
-    plausibility = plausibility_loss(prior, views.clamp(-1, 1)).tolist()
+    symmetries = operator.symmetries()
+    scores = score_candidates(prior, operator, candidates, rule)
+    index = int(scores.argmin())
+    plausibility = twin_plausibility(prior, candidates.images[index : index + 1], symmetries)[:, 0].tolist()
     names = [s.name for s in symmetries]
     best = min(range(len(names)), key=plausibility.__getitem__)
-    return Selection(index, names[best], RULE, loss.tolist(), dict(zip(names, plausibility, strict=True)))
+    named = dict(zip(names, plausibility, strict=True))
+    return Selection(index, names[best], f"{rule}_then_orientation", scores.tolist(), named)
+
+
+def score_candidates(prior: Prior, operator: Operator, candidates: Candidates, rule: str) -> torch.Tensor:
+    """Scores ``(P,)`` under one of :data:`RULES`, lower is better.
+
+    Raises:
+        ValueError: there is no such rule.
+    """
+    if rule == "loss":
+        return candidates.loss
+    if rule == "high_snr":
+        return operator.high_snr_loss(candidates.images, candidates.y)
+    if rule not in RULES:
+        raise ValueError(f"rule={rule!r}: must be one of {', '.join(RULES)}")
+    plausibility = twin_plausibility(prior, candidates.images, operator.symmetries()).amin(0)
+    if rule == "plausibility":
+        return plausibility
+    return candidates.loss / (2 * operator.noise_sigma**2) + prior_energy(prior, plausibility)
+
+
+def twin_plausibility(prior: Prior, x: torch.Tensor, symmetries: Sequence[Symmetry]) -> torch.Tensor:
+    """Denoising losses ``(G, P)`` of images ``(P, C, H, W)`` under each of G symmetries, the same noise for all."""
+    views = torch.cat([s.apply(x) for s in symmetries])
+    return plausibility_loss(prior, views.clamp(-1, 1)).reshape(len(symmetries), len(x))

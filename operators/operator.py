@@ -6,6 +6,9 @@ from typing import NamedTuple
 
 import torch
 
+CLEAR = 3.0
+"""An entry this many standard deviations of the noise above 0 is a signal."""
+
 Objective = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """``objective(x) -> (loss (B,), gradient of the loss like x)``."""
 
@@ -76,6 +79,11 @@ class Operator(ABC):
             return loss.detach(), gradient
 
         return evaluate
+
+    def high_snr_loss(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Sum of squared residuals over the entries of ``y`` above :data:`CLEAR` standard deviations of its noise."""
+        clear = y.abs() > CLEAR * self.noise_sigma
+        return ((self(x) - y) * clear).square().flatten(1).sum(1)
 
     def noise_floor(self, y: torch.Tensor) -> NoiseFloor:
         r""":math:`n \sigma^2 \pm \sigma^2 \sqrt{2 n}` with ``n`` entries of ``y``, where nothing better is known."""

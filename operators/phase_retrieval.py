@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
-from operators.operator import IDENTITY, Halves, NoiseFloor, Objective, Operator, Symmetry
+from operators.operator import CLEAR, IDENTITY, Halves, NoiseFloor, Objective, Operator, Symmetry
 
 
 class HalfPlane(NamedTuple):
@@ -93,6 +93,13 @@ class PhaseRetrieval(Operator):
             return self._loss(residual, half), gradient
 
         return evaluate
+
+    def high_snr_loss(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        r"""Over the conjugate pairs whose mean, of noise :math:`\sigma / \sqrt 2`, stands clear of it."""
+        half = self.half_plane(y)
+        clear = half.mean > CLEAR * self.noise_sigma / 2**0.5
+        amplitude = torch.fft.rfft2(self._pad(x / 2 + 0.5), norm="ortho").abs()
+        return (half.weight * clear * (amplitude - half.mean).square()).flatten(1).sum(1)
 
     def half_plane(self, y: torch.Tensor) -> HalfPlane:
         """Average conjugate pairs of the centred full plane ``y``."""

@@ -80,6 +80,8 @@ class OptimizationKeys:
         optimization_tau: standard deviation of the likelihood beside the prior; null: the operator's noise.
         optimization_accept: ``split`` (validate on the other half of the measurement), ``floor``, ``loss``,
             ``objective``, or ``auto``: split where the operator can (else floor), and objective beside the prior.
+        optimization_best: with ``end``: optimise only so many particles, those of the lowest data loss, and drop the
+            others; null: all.
     """
 
     optimization_step: int = -1
@@ -91,6 +93,7 @@ class OptimizationKeys:
     optimization_prior_sigma: float = 0.0
     optimization_tau: float | None = None
     optimization_accept: str = "auto"
+    optimization_best: int | None = None
 
 
 @dataclass
@@ -148,6 +151,11 @@ def _check_optimization(keys: HookKeys, checks: Checks) -> None:
     if keys.optimization_tau is not None:
         checks.number("optimization_tau", keys.optimization_tau, 0, open_low=True)
     checks.choice("optimization_accept", keys.optimization_accept, ("auto", *resample_opt.ACCEPT))
+    if keys.optimization_best is not None:
+        checks.number("optimization_best", keys.optimization_best, 1)
+        checks.require(
+            keys.optimization_when == "end", "optimization_best: particles are dropped with optimization_when=end only"
+        )
     checks.require(
         keys.optimization_prior_sigma == 0 or keys.optimization_accept != "split",
         "optimization_accept=split: a posterior (optimization_prior_sigma > 0) needs all of the measurement; use auto",

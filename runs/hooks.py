@@ -98,6 +98,7 @@ class HookPlan:
                 prior_sigma=keys.optimization_prior_sigma,
                 tau=self.operator.noise_sigma if keys.optimization_tau is None else keys.optimization_tau,
                 accept=self._accept_rule(y),
+                best=keys.optimization_best,
             )
             hooks.append(LatentOptimization(self.prior, self.operator, settings, expected))
         return hooks

@@ -10,11 +10,12 @@ import torch
 from tqdm import tqdm
 
 from evaluation.metrics import Evaluator, Scores
-from evaluation.modes import Modes, find_modes
-from evaluation.selection import Selection, select
+from evaluation.modes import Modes, channel_agreement, find_modes, symmetry_index
+from evaluation.selection import Candidates, Selection, select
 from operators.operator import Operator
 from priors.prior import Prior
 from runs.console import ProgressHook, TrajectoryHook
+from runs.cost import Calls
 from runs.hooks import HookPlan, optimization_record, repulsion_record
 from runs.phases import ClockHook, PhaseClock
 from runs.plots import Snapshot, contact_sheet, measurement_picture, save_png, trajectory_figure
@@ -80,6 +81,8 @@ class Reconstructor:
         seed: of all streams.
         particle_ids: the particles to run.
         save_trajectory: draw trajectory figures.
+        calls: counts the calls of ``prior``.
+        selection_rule: how the answer is chosen, see :data:`evaluation.selection.RULES`.
     """
 
     def __init__(
@@ -93,9 +96,11 @@ class Reconstructor:
         seed: int,
         particle_ids: list[int],
         save_trajectory: bool,
+        calls: Calls,
+        selection_rule: str = "loss",
     ) -> None:
         self.prior, self.operator, self.settings, self.evaluator = prior, operator, settings, evaluator
-        self.plan = plan
+        self.plan, self.calls, self.selection_rule = plan, calls, selection_rule
         self.folder, self.seed, self.particle_ids, self.save_trajectory = folder, seed, particle_ids, save_trajectory
 
     def run(self, problem: Problem) -> Record:
@@ -116,6 +121,7 @@ class Reconstructor:
 
     def _run(self, problem: Problem) -> Record:
         device, clock, started = problem.y.device, PhaseClock(problem.y.device), time.perf_counter()
+        calls_before = self.calls.copy()
         trajectory, info = TrajectoryHook(self.settings.num_levels), Info()
         floor = self.operator.noise_floor(problem.y)
         with tqdm(total=self.settings.num_levels, desc=problem.name, unit="level") as bar:
@@ -128,10 +134,10 @@ class Reconstructor:
             state = loop.sample(problem.y, streams, self.particle_ids, info)
             clock.leave()
         result = self._evaluate(problem, state)
-        seconds = time.perf_counter() - started  # pictures are not part of the method
+        cost = {"seconds": time.perf_counter() - started, "calls": self.calls.since(calls_before)}  # without pictures
         self._save_floats(result)
         self._draw(result, trajectory.decoded(self.prior, device) if self.save_trajectory else [])
-        return self._record(result, clock, info, seconds)
+        return self._record(result, clock, info, cost)
 
     def _evaluate(self, problem: Problem, state: State) -> Result:
         decoded = self.prior.decode(state.z0_y)
@@ -141,7 +147,8 @@ class Reconstructor:
         images, loss, ids = decoded[alive].clamp(-1, 1), loss[alive], state.particle_id[alive].tolist()
         selection = scores = modes = None
         if ids:
-            selection = select(self.prior, images, loss, self.operator.symmetries())
+            candidates = Candidates(images, loss, problem.y)
+            selection = select(self.prior, self.operator, candidates, self.selection_rule)
         if ids and problem.truth is not None:
             scores = self.evaluator(images, problem.truth)
             modes = find_modes(images, problem.truth, scores.aligned["psnr"])
@@ -189,7 +196,7 @@ class Reconstructor:
         symmetry = next(s for s in self.operator.symmetries() if s.name == result.selection.symmetry)
         return symmetry.apply(result.images[result.selection.index][None])[0]
 
-    def _record(self, result: Result, clock: PhaseClock, info: Info, seconds: float) -> Record:
+    def _record(self, result: Result, clock: PhaseClock, info: Info, cost: dict[str, Any]) -> Record:
         problem, selection = result.problem, result.selection
         floor, pruned = self.operator.noise_floor(problem.y), next(iter(info.rows.get("pruning", [])), None)
         loss, floor_mean = result.loss.tolist(), floor.mean.item()
@@ -216,13 +223,15 @@ class Reconstructor:
                 "rule": selection.rule,
                 "scores": selection.scores,
                 "plausibility": selection.plausibility,
+                "symmetry_index": symmetry_index(result.images).tolist(),
+                "channel_agreement": channel_agreement(result.images).tolist(),
             },
             "repulsion": repulsion_record(self.plan, info),
             "pruning": pruned,
             "optimization": optimization_record(info, result.particle_ids),
             "tau": self.settings.tau,
             "timing": {
-                "seconds": seconds,
+                **cost,
                 "per_step_seconds": clock.step_seconds,
                 "phases": {n: {"seconds": p.seconds, "steps": p.steps} for n, p in clock.phases.items()},
             },
@@ -235,7 +244,7 @@ class Reconstructor:
             return {"metrics": None, "selected": None, "modes": None}
         if result.scores is None:  # every particle diverged
             names = [n + suffix for n in self.evaluator.names for suffix in ("", "_aligned")]
-            empty = {"labels": [], "coverage": 0, "twin_fit": [], "solved": []}
+            empty = {"labels": [], "coverage": 0, "twin_fit": [], "channel_fit": [], "solved": []}
             return {"metrics": {n: [] for n in names}, "selected": None, "modes": empty}
         return quality_record(result.scores, result.modes, result.selection.index, result.selection.symmetry)
 
@@ -252,8 +261,11 @@ def quality_record(scores: Scores, modes: Modes, index: int, symmetry: str) -> d
     metrics = {n: scores.raw[n] for n in scores.raw} | {f"{n}_aligned": v for n, v in scores.aligned.items()}
     selected = {n: scores.by_symmetry[symmetry][n][index] for n in scores.raw}
     selected |= {f"{n}_aligned": v[index] for n, v in scores.aligned.items()}
+    selected["regret_db"] = max(scores.aligned["psnr"]) - selected["psnr"]
     fits = [{"a": a, "b": b} for a, b in modes.twin_fit]
-    facts = {"labels": modes.labels, "coverage": modes.coverage, "twin_fit": fits, "solved": modes.solved}
+    channel_fits = [[{"a": a, "b": b} for a, b in own] for own in modes.channel_fit]
+    facts = {"labels": modes.labels, "coverage": modes.coverage, "twin_fit": fits, "channel_fit": channel_fits}
+    facts |= {"solved": modes.solved}
     return {"metrics": metrics, "selected": selected, "modes": facts}
 
 

@@ -147,7 +147,7 @@ def build_metrics(records: list[Record], config: dict[str, Any]) -> dict[str, An
     return metrics | {
         "modes": _modes(done),
         "measurement": {"per_image": [{"image_id": r["image_id"], **r["measurement"]} for r in done]},
-        "selection": {"per_image": [{"image_id": r["image_id"], **r["selection"]} for r in done if r["selection"]]},
+        "selection": _selection(done),
         "repulsion": _repulsion(done),
         "pruning": _per_image(done, "pruning"),
         "optimization": _per_image(done, "optimization"),
@@ -241,6 +241,18 @@ def _metric(done: list[Record], name: str, lower_is_better: bool) -> dict[str, A
     return {"per_image": rows, "overall": overall}
 
 
+def _selection(done: list[Record]) -> dict[str, Any]:
+    rows = [r for r in done if r["selection"]]
+    regrets = [(r["selected"] or {}).get("regret_db") for r in rows]
+    return {
+        "per_image": [
+            {"image_id": r["image_id"], **r["selection"], "regret_db": regret}
+            for r, regret in zip(rows, regrets, strict=True)
+        ],
+        "overall": {"regret_mean": mean([regret for regret in regrets if regret is not None])},
+    }
+
+
 def _modes(done: list[Record]) -> dict[str, Any] | None:
     rows = [{"image_id": r["image_id"], **r["modes"]} for r in done if r["modes"] is not None]
     if not rows:
@@ -281,6 +293,7 @@ def _timing(done: list[Record]) -> dict[str, Any]:
     return {
         "total_seconds": sum(r["timing"]["seconds"] for r in done),
         "per_image_seconds": [r["timing"]["seconds"] for r in done],
+        "per_image_calls": [r["timing"].get("calls") for r in done],
         "per_step_seconds": [mean([s for s in column if s is not None]) for column in zip_longest(*steps)],
         "phases": phases or {"sampling": {"seconds": 0.0, "steps": 0}},
     }

@@ -15,6 +15,7 @@ import torch
 from diffusion.mcmc import KERNELS
 from diffusion.paths import ENDS, PATHS
 from diffusion.pfode import SOLVERS
+from evaluation.selection import RULES
 from runs.checks import Checks, SettingsError
 from runs.hook_settings import HookKeys, check_hooks
 
@@ -176,6 +177,7 @@ class RunSettings(HookKeys):
         device: ``auto``, ``cpu`` or ``cuda``.
         gpu: index of the CUDA device.
         precision: ``float32``, or ``bfloat16`` inside the networks.
+        selection_rule: how the answer is chosen without the truth, see :mod:`evaluation.selection`.
         decode_batch: decode and differentiate at most this many particles at once, to save memory; null: all.
         save_trajectory: write the trajectory figures.
     """
@@ -189,6 +191,7 @@ class RunSettings(HookKeys):
     device: str = "auto"
     gpu: int = 0
     precision: str = "float32"
+    selection_rule: str = "loss"
     decode_batch: int | None = None
     save_trajectory: bool = True
     data: DataSettings = field(default_factory=DataSettings)
@@ -246,6 +249,7 @@ def _check_top(settings: RunSettings, checks: Checks) -> None:
         fits = bool(ids) and len(set(ids)) == len(ids) and all(0 <= i < settings.num_samples for i in ids)
         checks.require(fits, f"particle_ids={ids}: must be distinct ids from 0 to num_samples - 1")
     checks.choice("device", settings.device, DEVICES)
+    checks.choice("selection_rule", settings.selection_rule, RULES)
     checks.choice("precision", settings.precision, PRECISIONS)
     if settings.decode_batch is not None:
         checks.number("decode_batch", settings.decode_batch, 1)

@@ -3,7 +3,7 @@ import torch
 from analytic import normal
 
 from evaluation.metrics import psnr_db
-from evaluation.modes import find_modes, label
+from evaluation.modes import channel_agreement, find_modes, label, symmetry_index
 
 
 def flipped(x):
@@ -125,3 +125,37 @@ def test_rows_do_not_depend_on_each_other():
 def test_a_reconstruction_that_is_not_finite_is_no_mode():
     found = modes(torch.full_like(TRUTH, torch.nan), TRUTH, [float("nan")])
     assert (found.labels, found.solved, found.coverage) == (["none"], [False], 0)
+
+
+def rotate_channel(x, channel):
+    turned = x.clone()
+    turned[:, channel] = flipped(x)[:, channel]
+    return turned
+
+
+def test_channel_fit_tells_which_channel_is_rotated():
+    fits = modes(rotate_channel(TRUTH, 1), TRUTH).channel_fit[0]
+    assert [tuple(round(v, 4) for v in fit) for fit in fits] == [(1, 0), (0, 1), (1, 0)]
+
+
+def test_channel_fit_has_a_list_for_each_particle():
+    fits = modes(torch.cat([TRUTH, flipped(TRUTH)]), TRUTH).channel_fit
+    assert [[round(a) for a, _ in own] for own in fits] == [[1, 1, 1], [0, 0, 0]]
+
+
+def test_symmetry_index_is_the_ratio_of_the_parts_and_blind_to_twin_and_brightness():
+    mixture = 0.5 * TRUTH + 0.5 * flipped(TRUTH)
+    views = torch.cat([TRUTH, flipped(TRUTH), 0.5 * TRUTH + 0.1, mixture, 0.7 * TRUTH + 0.3 * flipped(TRUTH)])
+    index = symmetry_index(views)
+    assert index[1:3].tolist() == pytest.approx([index[0].item()] * 2, rel=1e-5)
+    assert index[3] < 1e-6
+    assert index[4].item() == pytest.approx(0.4 * index[0].item(), rel=1e-5)  # a - b of the odd part is left
+
+
+def test_channel_agreement_sees_one_rotated_channel_without_the_truth():
+    grey_like = TRUTH[:, :1] + 0.2 * TRUTH
+    agreement = channel_agreement(torch.cat([grey_like, flipped(grey_like), rotate_channel(grey_like, 2)]))
+    assert agreement[0] > 0.8
+    assert agreement[1].item() == pytest.approx(agreement[0].item())
+    assert agreement[2] < -0.8
+    assert channel_agreement(TRUTH[:, :1]).tolist() == pytest.approx([1.0])

@@ -560,3 +560,20 @@ def test_change_of_the_objective_is_its_difference():
 
     np.testing.assert_allclose(outcome.change, value(outcome.z) - value(z), rtol=1e-3)
     assert (outcome.change < 0).all()
+
+
+@pytest.mark.parametrize("best", [1, 2, 4])
+def test_best_optimises_the_lowest_losses_and_drops_the_others(best):
+    """Row 1 has the lowest loss but is masked, row 2 the next but diverged: it stays, untouched, to be reported."""
+    distance = numbers(3.0, 0.1, 0.5, 1.0, 2.0)
+    state, info = standing(torch.stack([distance, torch.zeros_like(distance)], 1), numbers(0.0, 0.0), count=5, level=3)
+    masked, diverged = (torch.tensor([i == row for i in range(5)]) for row in (1, 2))
+    state = dataclasses.replace(state, masked=masked, diverged=diverged)
+    hook = LatentOptimization(PIXELS, MatrixOperator(IDENTITY), how(best=best), NEVER)
+    after, row = one_call(hook, state, info, "at_end")
+    lowest = sorted([3, 4, 0][:best])
+    assert row["particle_ids"] == lowest
+    assert after.ids == (sorted([2, *lowest]) if best < 3 else [0, 1, 2, 3, 4])
+    rows = [after.ids.index(i) for i in lowest]
+    everyone, _ = one_call(LatentOptimization(PIXELS, MatrixOperator(IDENTITY), how(), NEVER), state, Info(), "at_end")
+    torch.testing.assert_close(after.z0_y[rows], everyone.z0_y[lowest], rtol=1e-13, atol=1e-13)
