@@ -133,6 +133,10 @@ class Hook:
         """Last look at the level; may remove particles, or add some with an earlier ``level``."""
         return state
 
+    def after_levels(self, state: State, info: Info) -> State:
+        """Every particle stands after the last level; may add some with an earlier ``level``, which run again."""
+        return state
+
     def at_end(self, state: State, info: Info) -> State:
         """After the last level: the answer is ``state.z0_y``."""
         return state
@@ -216,8 +220,12 @@ class LatentDAPS:
         """Run all levels; the answer is ``z0_y`` of the last state, ``info`` holds what hooks logged."""
         info = Info() if info is None else info
         state = self.start(y, streams, particle_ids)
-        for after_level in self.levels(state, info):
-            state = after_level
+        while bool((state.level < self.settings.num_levels).any()):
+            for after_level in self.levels(state, info):
+                state = after_level
+            state = self._call("after_levels", state, info)
+            if bool((state.level < self.settings.num_levels).any()):
+                state = self._renoise(state)
         return self._call("at_end", state, info)
 
     def levels(self, state: State, info: Info) -> Iterator[State]:

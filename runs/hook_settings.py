@@ -65,6 +65,23 @@ class PruningKeys:
 
 
 @dataclass
+class RestartKeys:
+    """Children of the best particles; see :class:`restarts.RestartSettings`.
+
+    Attributes:
+        restart_rounds: rounds of children after the last level, 0 is off.
+        restart_keep: parents of each round, those of the lowest data loss; the others are dropped.
+        restart_children: particles that are annealed again in each round.
+        restart_sigma: sigma to which children are re-noised.
+    """
+
+    restart_rounds: int = 0
+    restart_keep: int = 1
+    restart_children: int = 4
+    restart_sigma: float = 2.0
+
+
+@dataclass
 class OptimizationKeys:
     """Latent optimisation; see :class:`resample_opt.OptimizationSettings`.
 
@@ -97,7 +114,7 @@ class OptimizationKeys:
 
 
 @dataclass
-class HookKeys(RepulsionKeys, PruningKeys, OptimizationKeys):
+class HookKeys(RepulsionKeys, PruningKeys, RestartKeys, OptimizationKeys):
     """Keys of all hooks, at the top level of the configuration."""
 
 
@@ -105,6 +122,10 @@ def check_hooks(keys: HookKeys, num_samples: int, checks: Checks) -> None:
     """Report every value that no hook could run with."""
     _check_repulsion(keys, checks)
     _check_pruning(keys, num_samples, checks)
+    checks.number("restart_rounds", keys.restart_rounds, 0, 1000)
+    checks.number("restart_keep", keys.restart_keep, 1)
+    checks.number("restart_children", keys.restart_children, 1, 4096)
+    checks.number("restart_sigma", keys.restart_sigma, 0, open_low=True)
     _check_optimization(keys, checks)
 
 

@@ -11,6 +11,7 @@ from priors.prior import Prior
 from pruning import Pruning, PruningSettings
 from repulsion import FeatureSpace, ImageSpace, LatentSpace, Repulsion, RepulsionSettings, low_pass
 from resample_opt import LatentOptimization, OptimizationSettings
+from restarts import Restarts, RestartSettings
 from runs.checks import SettingsError
 from runs.hook_settings import HookKeys
 from runs.phases import PhaseClock, PhaseHook
@@ -82,6 +83,8 @@ class HookPlan:
             pruning = self._pruning_settings()
             hooks.append(Pruning(self.prior, self.operator, pruning, self.path, expected, loss_std))
             hooks.append(PhaseHook(clock, self.phases[1], self.prune_level))
+        if keys.restart_rounds > 0:
+            hooks.append(Restarts(self.prior, self.operator, self._restart_settings(), self.path))
         if self.optimize_level is not None:
             at_end = keys.optimization_when == "end" or self.optimize_level == len(self.path) - 1
             if self.optimize_level == self.prune_level and not at_end:
@@ -133,6 +136,16 @@ class HookPlan:
             close=keys.pruning_close,
             branch_sigma=keys.pruning_branch,
             first_child_id=self.num_samples,
+        )
+
+    def _restart_settings(self) -> RestartSettings:
+        keys = self.keys
+        return RestartSettings(
+            rounds=keys.restart_rounds,
+            keep=keys.restart_keep,
+            children=keys.restart_children,
+            sigma=keys.restart_sigma,
+            first_child_id=2 * self.num_samples,  # after the children of a pruning
         )
 
 

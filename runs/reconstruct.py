@@ -199,13 +199,14 @@ class Reconstructor:
     def _record(self, result: Result, clock: PhaseClock, info: Info, cost: dict[str, Any]) -> Record:
         problem, selection = result.problem, result.selection
         floor, pruned = self.operator.noise_floor(problem.y), next(iter(info.rows.get("pruning", [])), None)
+        dropped = [i for kind in ("pruning", "restarts") for row in info.rows.get(kind, []) for i in row["diverged"]]
         loss, floor_mean = result.loss.tolist(), floor.mean.item()
         return {
             "image_id": problem.image_id,
             "name": problem.name,
             "origin": problem.origin,
             "state": "ok" if result.particle_ids else "diverged",
-            "diverged_particles": sorted({*result.diverged_ids, *(pruned["diverged"] if pruned else [])}),
+            "diverged_particles": sorted({*result.diverged_ids, *dropped}),
             "error": None,
             "particle_ids": result.particle_ids,
             **self._quality(result),
@@ -228,6 +229,7 @@ class Reconstructor:
             },
             "repulsion": repulsion_record(self.plan, info),
             "pruning": pruned,
+            "restarts": info.rows.get("restarts"),
             "optimization": optimization_record(info, result.particle_ids),
             "tau": self.settings.tau,
             "timing": {

@@ -150,6 +150,7 @@ def build_metrics(records: list[Record], config: dict[str, Any]) -> dict[str, An
         "selection": _selection(done),
         "repulsion": _repulsion(done),
         "pruning": _per_image(done, "pruning"),
+        "restarts": _restarts(done),
         "optimization": _per_image(done, "optimization"),
         "timing": _timing(done),
         "vram": _vram(done),
@@ -239,6 +240,11 @@ def _metric(done: list[Record], name: str, lower_is_better: bool) -> dict[str, A
         "selected_mean": mean([r["selected"] for r in scored]),
     }
     return {"per_image": rows, "overall": overall}
+
+
+def _restarts(done: list[Record]) -> dict[str, Any] | None:
+    rows = [{"image_id": r["image_id"], "rounds": r["restarts"]} for r in done if r.get("restarts")]
+    return {"per_image": rows} if rows else None
 
 
 def _selection(done: list[Record]) -> dict[str, Any]:
