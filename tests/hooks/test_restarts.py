@@ -1,0 +1,117 @@
+import dataclasses
+
+import pytest
+import torch
+from analytic import MatrixOperator
+from sampler_support import (
+    LEVELS,
+    MATRIX,
+    SIGMA_MAX,
+    SIGMA_MIN,
+    Recorder,
+    assert_same,
+    loop,
+    measurement,
+    problem,
+    settings,
+)
+
+from diffusion.paths import edm_path
+from restarts import Restarts, RestartSettings
+from runs.rng import ParticleStreams
+from sampler import Hook, Info
+
+PATH = edm_path(LEVELS, SIGMA_MAX, SIGMA_MIN)
+IDS = [0, 1, 2, 3]
+MIDDLE = PATH[2].item()
+
+
+def restarts(rounds=1, **changes):
+    values = {"keep": 1, "children": 3, "sigma": MIDDLE, "first_child_id": 8} | changes
+    return Restarts(*problem(), RestartSettings(rounds, **values), PATH)
+
+
+def restarted_run(*hooks, ids=IDS):
+    info, recorder = Info(), Recorder()
+    state = loop(settings(), [*hooks, recorder]).sample(measurement(), ParticleStreams(42, 0), ids, info)
+    return state, info.rows.get("restarts", []), recorder.seen
+
+
+def losses(state):
+    return MatrixOperator(MATRIX).loss(state.z0_y, measurement()).tolist()
+
+
+def test_no_rounds_is_the_plain_run():
+    plain, off = restarted_run()[0], restarted_run(restarts(rounds=0))[0]
+    assert_same(off, plain)
+
+
+def test_the_best_stays_bitwise_and_its_children_run_the_levels_below_sigma_again():
+    plain = restarted_run()[0]
+    state, (row,), seen = restarted_run(restarts())
+    best = min(range(4), key=losses(plain).__getitem__)
+    assert row["kept"] == [best]
+    assert state.ids == [best, 8, 9, 10]
+    assert state.parent_id.tolist() == [-1, best, best, best]
+    assert torch.equal(state.z0_y[0], plain.z0_y[best])
+    levels = [(s.step, s.ids) for s in seen["before_ode"]]
+    assert levels[:LEVELS] == [(k, IDS) for k in range(LEVELS)]
+    assert levels[LEVELS:] == [(k, [8, 9, 10]) for k in range(2, LEVELS)]
+
+
+def test_a_child_starts_from_its_parent_under_its_own_noise():
+    plain = restarted_run()[0]
+    _, (row,), seen = restarted_run(restarts(keep=2, children=3))
+    born = seen["before_ode"][LEVELS]
+    noise = ParticleStreams(42, 0).normal([8, 9, 10], "renoise", 1, plain.z0_y)
+    first, second = row["kept"]
+    parents = plain.z0_y[[first, second, first]]
+    torch.testing.assert_close(born.z, parents + MIDDLE * noise, rtol=1e-12, atol=1e-12)
+    assert [pair["parent"] for pair in row["branched"]] == [first, second, first]
+
+
+def test_parents_compete_with_their_children_so_no_round_loses_an_answer():
+    previous = min(losses(restarted_run()[0]))
+    for rounds in range(1, 5):
+        state, rows, _ = restarted_run(restarts(rounds=rounds))
+        assert min(losses(state)) <= previous
+        assert len(rows) == rounds
+        previous = min(losses(state))
+    assert len({i for row in rows for pair in row["branched"] for i in [pair["child"]]}) == 4 * 3
+
+
+def test_sigma_below_the_path_runs_the_last_level_again():
+    _, _, seen = restarted_run(restarts(sigma=1e-9))
+    assert [s.step for s in seen["before_ode"][LEVELS:]] == [LEVELS - 1]
+
+
+def test_a_run_of_two_rounds_is_reproducible():
+    assert_same(restarted_run(restarts(rounds=2))[0], restarted_run(restarts(rounds=2))[0])
+
+
+class Spoil(Hook):
+    """Marks particles once all levels are done, before the restarts see them."""
+
+    def __init__(self, field, rows):
+        self.field, self.rows, self.done = field, rows, False
+
+    def after_levels(self, state, info):
+        if self.done:
+            return state
+        self.done = True
+        marks = getattr(state, self.field).clone()
+        marks[self.rows] = True
+        return dataclasses.replace(state, **{self.field: marks})
+
+
+@pytest.mark.parametrize("field", ["diverged", "masked"])
+def test_particles_that_are_out_become_no_parents(field):
+    ranking = sorted(range(4), key=losses(restarted_run()[0]).__getitem__)
+    _, (row,), _ = restarted_run(Spoil(field, ranking[:2]), restarts(keep=3))
+    assert row["kept"] == ranking[2:]
+    assert row["diverged"] == (sorted(ranking[:2]) if field == "diverged" else [])
+
+
+def test_nobody_left_ends_the_run():
+    state, rows, _ = restarted_run(Spoil("diverged", IDS), restarts(rounds=3))
+    assert (state.ids, rows) == (IDS, [])
