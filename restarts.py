@@ -25,7 +25,7 @@ class RestartSettings:
         keep: particles of the lowest loss that become parents; the others are dropped.
         children: particles that are annealed each round, the parents in turn, the best first.
         sigma: children are re-noised to the first sigma of the path that is at most this.
-        first_child_id: particle id of the first child.
+        first_child_id: least particle id of a child.
     """
 
     rounds: int
@@ -50,6 +50,11 @@ class Restarts(Hook):
         reached = [k for k, sigma in enumerate(path[:-1].tolist()) if sigma <= settings.sigma]
         self.level = reached[0] if reached else len(path) - 2
         self.rounds_done, self.next_id = 0, settings.first_child_id
+
+    def before_renoise(self, state: State, info: Info) -> State:
+        """Take note of the ids in use, so that a child's is new."""
+        self.next_id = max(self.next_id, *(i + 1 for i in state.ids))
+        return state
 
     def after_levels(self, state: State, info: Info) -> State:
         """Keep the best, add their children."""

@@ -101,6 +101,19 @@ class State:
         return self.particle_id.tolist()
 
 
+@dataclass(frozen=True)
+class Start:
+    """Where particles begin that do not begin as pure noise.
+
+    Attributes:
+        z0: ``(P, c, h, w)`` clean latents; each particle starts at its own, re-noised.
+        level: the first level that runs, ``z = z0 + path[level] * noise``.
+    """
+
+    z0: torch.Tensor
+    level: int
+
+
 PARTICLE_FIELDS = ("z", "z0_hat", "z0_y", "y", "loss", "particle_id", "parent_id", "diverged", "masked", "level")
 
 
@@ -197,29 +210,41 @@ class LatentDAPS:
         self.prior, self.operator, self.settings, self.hooks = prior, operator, settings, tuple(hooks)
         self.ode = DiffusionPFODE(prior.denoiser, settings.solver)
 
-    def start(self, y: torch.Tensor, streams: Streams, particle_ids: Sequence[int]) -> State:
-        """Particles of pure noise at ``path[0]`` for one measurement ``y`` ``(1, ...)``."""
+    def start(
+        self, y: torch.Tensor, streams: Streams, particle_ids: Sequence[int], start: Start | None = None
+    ) -> State:
+        """Particles of pure noise at ``path[0]`` for one measurement ``y`` ``(1, ...)``, or where ``start`` says."""
         count, ids = len(particle_ids), torch.as_tensor(list(particle_ids), device=y.device)
         like = y.new_zeros(count, *self.prior.latent_shape)
-        z = self.settings.path[0].item() * streams.normal(list(particle_ids), "start", 0, like)
+        level = 0 if start is None else start.level
+        z = self.settings.path[level].item() * streams.normal(list(particle_ids), "start", 0, like)
+        z0 = torch.zeros_like(z) if start is None else start.z0.to(z)
+        z = z if start is None else z0 + z
         return State(
             z=z,
-            z0_hat=torch.zeros_like(z),
-            z0_y=torch.zeros_like(z),
+            z0_hat=z0,
+            z0_y=z0,
             y=y.expand(count, *y.shape[1:]),
             loss=y.new_zeros(count),
             particle_id=ids,
             parent_id=torch.full_like(ids, -1),
             diverged=torch.zeros_like(ids, dtype=torch.bool),
             masked=torch.zeros_like(ids, dtype=torch.bool),
-            level=torch.zeros_like(ids),
+            level=torch.full_like(ids, level),
             streams=streams,
         )
 
-    def sample(self, y: torch.Tensor, streams: Streams, particle_ids: Sequence[int], info: Info | None = None) -> State:
-        """Run all levels; the answer is ``z0_y`` of the last state, ``info`` holds what hooks logged."""
+    def sample(
+        self,
+        y: torch.Tensor,
+        streams: Streams,
+        particle_ids: Sequence[int],
+        info: Info | None = None,
+        start: Start | None = None,
+    ) -> State:
+        """Run the levels from ``start`` on; the answer is the last state's ``z0_y``; ``info`` holds what hooks log."""
         info = Info() if info is None else info
-        state = self.start(y, streams, particle_ids)
+        state = self.start(y, streams, particle_ids, start)
         while bool((state.level < self.settings.num_levels).any()):
             for after_level in self.levels(state, info):
                 state = after_level

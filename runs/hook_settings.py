@@ -5,8 +5,10 @@ from dataclasses import dataclass
 import pruning
 import repulsion
 import resample_opt
+from operators import fienup
 from runs.checks import Checks
 
+STARTS = ("noise", *fienup.RULES)
 FEATURES = ("auto", "dino", "latent", "pixel")
 
 
@@ -114,8 +116,38 @@ class OptimizationKeys:
 
 
 @dataclass
-class HookKeys(RepulsionKeys, PruningKeys, RestartKeys, OptimizationKeys):
-    """Keys of all hooks, at the top level of the configuration."""
+class ResamplingKeys:
+    """Late tempered resampling; see :class:`resampling.ResamplingSettings`.
+
+    Attributes:
+        resample_sigma: resample at levels with at most this sigma, 0 is off; 0.5 is recommended.
+        resample_sigma_min: and at least this one.
+    """
+
+    resample_sigma: float = 0.0
+    resample_sigma_min: float = 0.2
+
+
+@dataclass
+class StartKeys:
+    """Where the particles begin; see :class:`runs.starts.WarmStart`.
+
+    Attributes:
+        start: ``noise``, or the images of a classical solver, encoded and re-noised: ``hio`` or ``raar``.
+        start_sigma: the particles of a warm start begin at the first level with at most this sigma.
+        start_restarts: random starts of the solver; the particles take those of lowest residual.
+        start_iterations: iterations of the solver, before 40 of error reduction.
+    """
+
+    start: str = "noise"
+    start_sigma: float = 3.0
+    start_restarts: int = 8
+    start_iterations: int = 300
+
+
+@dataclass
+class HookKeys(RepulsionKeys, PruningKeys, ResamplingKeys, RestartKeys, OptimizationKeys, StartKeys):
+    """Keys of all hooks and of the start, at the top level of the configuration."""
 
 
 def check_hooks(keys: HookKeys, num_samples: int, checks: Checks) -> None:
@@ -127,6 +159,8 @@ def check_hooks(keys: HookKeys, num_samples: int, checks: Checks) -> None:
     checks.number("restart_children", keys.restart_children, 1, 4096)
     checks.number("restart_sigma", keys.restart_sigma, 0, open_low=True)
     _check_optimization(keys, checks)
+    _check_resampling(keys, num_samples, checks)
+    _check_start(keys, num_samples, checks)
 
 
 def _check_repulsion(keys: HookKeys, checks: Checks) -> None:
@@ -186,4 +220,39 @@ def _check_optimization(keys: HookKeys, checks: Checks) -> None:
         not both or keys.optimization_step <= keys.pruning_step,
         f"optimization_step={keys.optimization_step}: must not exceed pruning_step={keys.pruning_step} "
         "(pruning comes first)",
+    )
+
+
+def _check_resampling(keys: HookKeys, num_samples: int, checks: Checks) -> None:
+    sigma, least = keys.resample_sigma, keys.resample_sigma_min
+    checks.require(
+        0 <= sigma <= 1,
+        f"resample_sigma={sigma:g}: must be at least 0 (off) and at most 1: earlier a wrong basin often has the lowest "
+        "loss, and its copies would take over; 0.5 is recommended",
+    )
+    checks.number("resample_sigma_min", least, 0)
+    if not 0 < sigma <= 1:
+        return
+    checks.require(least <= sigma, f"resample_sigma_min={least:g}: must not exceed resample_sigma={sigma:g}")
+    checks.require(
+        num_samples > 2,
+        f"resample_sigma={sigma:g}: two lineages are always kept, so num_samples={num_samples} leaves nothing to "
+        "resample; use num_samples=3 or more",
+    )
+    checks.require(
+        keys.pruning_step < 0 or keys.pruning_keep > 2 or keys.pruning_branch > 0,
+        f"resample_sigma={sigma:g}: pruning_keep={keys.pruning_keep} leaves no more than two particles, which are "
+        "always kept; use pruning_keep=3 or more, or pruning_branch",
+    )
+
+
+def _check_start(keys: HookKeys, num_samples: int, checks: Checks) -> None:
+    checks.choice("start", keys.start, STARTS)
+    checks.number("start_sigma", keys.start_sigma, 0, open_low=True)
+    checks.number("start_restarts", keys.start_restarts, 1)
+    checks.number("start_iterations", keys.start_iterations, 1)
+    checks.require(
+        keys.start == "noise" or keys.start_restarts >= num_samples,
+        f"start_restarts={keys.start_restarts}: each of the num_samples={num_samples} particles begins at a restart "
+        "of its own",
     )

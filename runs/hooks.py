@@ -11,11 +11,14 @@ from priors.prior import Prior
 from pruning import Pruning, PruningSettings
 from repulsion import FeatureSpace, ImageSpace, LatentSpace, Repulsion, RepulsionSettings, low_pass
 from resample_opt import LatentOptimization, OptimizationSettings
+from resampling import Resampling, ResamplingSettings
 from restarts import Restarts, RestartSettings
 from runs.checks import SettingsError
 from runs.hook_settings import HookKeys
 from runs.phases import PhaseClock, PhaseHook
+from runs.rng import SHARED
 from runs.settings import RunSettings
+from runs.starts import WarmStart, build_start
 from sampler import NUM_TIMESTEPS, Hook, Info
 
 
@@ -38,6 +41,7 @@ class HookPlan:
         path: annealing sigmas ``(K + 1,)``.
         num_samples: particles at the start.
         space: where repulsion measures distances; None if it is off.
+        warm_start: where the particles begin; None for pure noise.
     """
 
     keys: HookKeys
@@ -46,6 +50,7 @@ class HookPlan:
     path: torch.Tensor
     num_samples: int
     space: FeatureSpace | None = None
+    warm_start: WarmStart | None = None
 
     @property
     def prune_level(self) -> int | None:
@@ -78,6 +83,8 @@ class HookPlan:
         expected = floor.mean.item() + excess
         if self.space is not None:
             hooks.append(Repulsion(self.prior, self.space, self._repulsion_settings(), self.path))
+        if keys.resample_sigma > 0:
+            hooks.append(Resampling(self._resampling_settings()))
         if self.prune_level is not None:
             loss_std = (floor.std.item() ** 2 + spread**2) ** 0.5
             pruning = self._pruning_settings()
@@ -125,6 +132,17 @@ class HookPlan:
             log=keys.repulsion_log,
         )
 
+    def _resampling_settings(self) -> ResamplingSettings:
+        return ResamplingSettings(
+            sigma_max=self.keys.resample_sigma,
+            sigma_min=self.keys.resample_sigma_min,
+            noise_sigma=self.operator.noise_sigma,
+            last_level=len(self.path) - 2,
+            from_level=0 if self.prune_level is None else self.prune_level + 1,
+            stream_id=SHARED,
+            first_child_id=self.num_samples,
+        )
+
     def _pruning_settings(self) -> PruningSettings:
         keys = self.keys
         return PruningSettings(
@@ -155,12 +173,48 @@ def build_hook_plan(
     """The plan that the configuration asks for; loads the feature network where one is needed.
 
     Raises:
-        SettingsError, PriorError: see :func:`build_feature_space`.
+        SettingsError, PriorError: see :func:`build_feature_space` and :func:`runs.starts.build_start`; or a hook would
+            act before the warm start.
     """
+    warm_start = build_start(settings, prior, operator, path)
     several = (settings.num_samples if settings.particle_ids is None else len(settings.particle_ids)) > 1
     needed = several and (settings.repulsion_scale > 0 or settings.repulsion_log)
     space = build_feature_space(settings, prior, operator, device) if needed else None
-    return HookPlan(settings, prior, operator, path, settings.num_samples, space)
+    plan = HookPlan(settings, prior, operator, path, settings.num_samples, space, warm_start)
+    _check_order(plan)
+    _check_window(plan)
+    return plan
+
+
+def _check_order(plan: HookPlan) -> None:
+    keys, last = plan.keys, len(plan.path) - 2
+    at = {"pruning_step": plan.prune_level}
+    if keys.optimization_when == "every":
+        at["optimization_step"] = plan.optimize_level
+    for key, level in at.items():
+        if plan.warm_start is not None and level is not None and level < plan.warm_start.level:
+            first = NUM_TIMESTEPS * (last + 1 - plan.warm_start.level) / (last + 1)
+            raise SettingsError(
+                f"{key}={getattr(keys, key)}: a run with start={keys.start}, start_sigma={keys.start_sigma:g} begins "
+                f"later, at t = {first:g}; use {key}={int(first)} or less, or a greater start_sigma"
+            )
+
+
+def _check_window(plan: HookPlan) -> None:
+    if plan.keys.resample_sigma <= 0:
+        return
+    window, sigmas = plan._resampling_settings(), plan.path[:-1].tolist()
+    levels = range(window.from_level, window.last_level)
+    if not any(window.sigma_min <= sigmas[k] <= window.sigma_max for k in levels):
+        raise SettingsError(
+            f"resample_sigma={window.sigma_max:g}, resample_sigma_min={window.sigma_min:g}: no level lies there, after "
+            f"pruning and before the last one (sigma = {sigmas[-1]:g}); widen the range"
+        )
+
+
+def resampling_record(plan: HookPlan, info: Info) -> dict[str, Any] | None:
+    """What resampling did to one image; None if it is off."""
+    return {"per_step": info.rows.get("resampling", [])} if plan.keys.resample_sigma > 0 else None
 
 
 def build_feature_space(keys: HookKeys, prior: Prior, operator: Operator, device: torch.device) -> FeatureSpace:

@@ -16,7 +16,7 @@ from operators.operator import Operator
 from priors.prior import Prior
 from runs.console import ProgressHook, TrajectoryHook
 from runs.cost import Calls
-from runs.hooks import HookPlan, optimization_record, repulsion_record
+from runs.hooks import HookPlan, optimization_record, repulsion_record, resampling_record
 from runs.phases import ClockHook, PhaseClock
 from runs.plots import Snapshot, contact_sheet, measurement_picture, save_png, trajectory_figure
 from runs.record import Record, RunFolder
@@ -124,20 +124,23 @@ class Reconstructor:
         calls_before = self.calls.copy()
         trajectory, info = TrajectoryHook(self.settings.num_levels), Info()
         floor = self.operator.noise_floor(problem.y)
-        with tqdm(total=self.settings.num_levels, desc=problem.name, unit="level") as bar:
+        streams, start, started_from = ParticleStreams(self.seed, problem.image_id), None, None
+        if self.plan.warm_start is not None:
+            start, started_from = self.plan.warm_start(problem.y, streams, self.particle_ids)
+        first = 0 if start is None else start.level
+        with tqdm(total=self.settings.num_levels - first, desc=problem.name, unit="level") as bar:
             clock.enter(self.plan.phases[0])
             hooks = self.plan.hooks(problem.y, clock)
             hooks += [trajectory] if self.save_trajectory else []
             hooks += [ProgressHook(bar, floor.mean.item()), ClockHook(clock)]
             loop = LatentDAPS(self.prior, self.operator, self.settings, hooks)
-            streams = ParticleStreams(self.seed, problem.image_id)
-            state = loop.sample(problem.y, streams, self.particle_ids, info)
+            state = loop.sample(problem.y, streams, self.particle_ids, info, start)
             clock.leave()
         result = self._evaluate(problem, state)
         cost = {"seconds": time.perf_counter() - started, "calls": self.calls.since(calls_before)}  # without pictures
         self._save_floats(result)
         self._draw(result, trajectory.decoded(self.prior, device) if self.save_trajectory else [])
-        return self._record(result, clock, info, cost)
+        return self._record(result, clock, info, cost) | {"start": started_from}
 
     def _evaluate(self, problem: Problem, state: State) -> Result:
         decoded = self.prior.decode(state.z0_y)
@@ -230,6 +233,7 @@ class Reconstructor:
             "repulsion": repulsion_record(self.plan, info),
             "pruning": pruned,
             "restarts": info.rows.get("restarts"),
+            "resampling": resampling_record(self.plan, info),
             "optimization": optimization_record(info, result.particle_ids),
             "tau": self.settings.tau,
             "timing": {
