@@ -369,10 +369,9 @@ main() {
     fi
     known=" $(arguments | tr '\n' ' ')all "
     for argument in "$@"; do
-        case "$known" in
-            *" $argument "*) ;;
-            *) stop 2 "'$argument' is unknown; allowed are$known" ;;
-        esac
+        if [[ -z "$argument" || "$argument" == *" "* || "$known" != *" $argument "* ]]; then
+            stop 2 "'$argument' is unknown; allowed are${known% }"
+        fi
         for name in $(cards_of "$argument"); do
             case " ${names[*]-} " in *" $name "*) ;; *) names+=("$name") ;; esac
         done
