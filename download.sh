@@ -70,7 +70,10 @@ usage() {
     say "PARTICLEDAPS_CACHE    folder for the files (default: checkpoints/ of this checkout)"
     say "PARTICLEDAPS_MIRROR   take every file from \$PARTICLEDAPS_MIRROR/<file name> instead"
     say "PARTICLEDAPS_ATTEMPTS how often a broken transfer is resumed (5)"
-    say "Stable Diffusion is no file: model=sd15 and model=sd21 read a folder or the hub's cache (priors/cards.yaml)."
+    for name in $(card_names); do
+        if [ -z "$(card "$name" hub)" ]; then continue; fi
+        say "$(card "$name" title): hf download $(card "$name" hub)"
+    done
 }
 
 # --- checksums -------------------------------------------------------------------------------------------------------
