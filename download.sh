@@ -7,9 +7,10 @@ CARDS="$ROOT/priors/cards.yaml"
 CHECKPOINTS="$ROOT/checkpoints"
 CACHE="${PARTICLEDAPS_CACHE:-$CHECKPOINTS}"
 MIRROR="${PARTICLEDAPS_MIRROR:-}"
-TORCH_HUB="${TORCH_HOME:-${XDG_CACHE_HOME:-$HOME/.cache}/torch}/hub/checkpoints"
+TORCH_HUB="${TORCH_HOME:-${XDG_CACHE_HOME:-${HOME:-$ROOT}/.cache}/torch}/hub/checkpoints"
 ATTEMPTS="${PARTICLEDAPS_ATTEMPTS:-5}"
 PYTHON="${PYTHON:-$ROOT/.venv/bin/python}"
+NAMES=() VARIABLE=""
 
 say() { printf '%s\n' "$*"; }
 complain() { printf 'download.sh: %s\n' "$*" >&2; }
@@ -20,24 +21,41 @@ stop() {
 
 # --- the cards -------------------------------------------------------------------------------------------------------
 
-card_names() { awk '/^[^ #].*:$/ { sub(/:$/, ""); print }' "$CARDS"; }
-
-# card NAME KEY: the value, empty where it is null or left out
-card() {
-    awk -v name="$1:" -v prefix="  $2: " '
-        /^[^ #]/ { here = ($0 == name) }
-        here && index($0, prefix) == 1 { value = substr($0, length(prefix) + 1); if (value != "null") print value }
+table() { # a line "name<tab>key<tab>value" for every entry of the cards that is not null
+    awk '
+        /^[^ #]/ { name = $0; sub(/:$/, "", name) }
+        match($0, /^  [a-z0-9_]+: /) {
+            key = substr($0, 3, RLENGTH - 4)
+            value = substr($0, RLENGTH + 1)
+            if (value != "null") print name "\t" key "\t" value
+        }
     ' "$CARDS"
+}
+
+variable() { VARIABLE="CARD_${1//[!a-z0-9]/_}_$2"; } # where the entry KEY of card NAME is kept
+
+read_cards() {
+    local name key value
+    while IFS=$'\t' read -r name key value; do
+        case " ${NAMES[*]-} " in *" $name "*) ;; *) NAMES+=("$name") ;; esac
+        variable "$name" "$key"
+        printf -v "$VARIABLE" '%s' "$value"
+    done < <(table)
+}
+
+card() { # NAME KEY: the value, empty where there is none
+    variable "$1" "$2"
+    printf '%s\n' "${!VARIABLE-}"
 }
 
 arguments() { # every name that download.sh takes, in the order of the cards
     local name
-    for name in $(card_names); do card "$name" download; done | awk '!seen[$0]++'
+    for name in "${NAMES[@]}"; do card "$name" download; done | awk 'NF && !seen[$0]++'
 }
 
 cards_of() { # the cards that ARGUMENT stands for
     local name argument
-    for name in $(card_names); do
+    for name in "${NAMES[@]}"; do
         argument="$(card "$name" download)"
         if [ -z "$argument" ]; then continue; fi
         if [ "$1" = all ] && [ "$(card "$name" in_all)" != no ]; then say "$name"; fi
@@ -59,7 +77,7 @@ usage() {
     local name size total=0 left_out=""
     say "usage: bash download.sh NAME [NAME ...]"
     say
-    for name in $(card_names); do
+    for name in "${NAMES[@]}"; do
         if [ -z "$(card "$name" download)" ]; then continue; fi
         size="$(card "$name" megabytes)"
         printf '  %-16s %8s  %s\n' "$(card "$name" download)" "$(size_text "$size")" "$(card "$name" title)"
@@ -70,7 +88,7 @@ usage() {
     say "PARTICLEDAPS_CACHE    folder for the files (default: checkpoints/ of this checkout)"
     say "PARTICLEDAPS_MIRROR   take every file from \$PARTICLEDAPS_MIRROR/<file name> instead"
     say "PARTICLEDAPS_ATTEMPTS how often a broken transfer is resumed (5)"
-    for name in $(card_names); do
+    for name in "${NAMES[@]}"; do
         if [ -z "$(card "$name" hub)" ]; then continue; fi
         say "$(card "$name" title): hf download $(card "$name" hub)"
     done
@@ -331,26 +349,30 @@ get() { # CARD: fetched, converted, linked
 # --- the whole run ---------------------------------------------------------------------------------------------------
 
 plan() { # list names, sizes and licences; refuse where the disk is too small
-    local name total=0 free file
+    local name size total=0 room=0 free file
     say "into $CACHE:"
     for name in "$@"; do
         file="$(folder_of "$name")/$(card "$name" file)"
         if [ -e "$file" ] || is_converted "$name"; then
             printf '  %-16s %8s  %s\n' "$name" "is there" "$(card "$name" licence)"
         else
-            printf '  %-16s %8s  %s\n' "$name" "$(size_text "$(card "$name" megabytes)")" "$(card "$name" licence)"
-            total=$((total + $(card "$name" megabytes)))
+            size="$(card "$name" megabytes)"
+            printf '  %-16s %8s  %s\n' "$name" "$(size_text "$size")" "$(card "$name" licence)"
+            total=$((total + size)) room=$((room + size))
+            if [ -n "$(card "$name" fetched_as)" ]; then room=$((room + size)); fi # its archive, for a while
+            if [ -n "$(card "$name" becomes)" ]; then room=$((room + size)); fi
         fi
     done
     free="$(df -Pm "$CACHE" | awk 'NR == 2 { print $4 }')"
-    say "to fetch: $(size_text "$total"); free on that disk: $(size_text "$free")"
-    if [ "$total" -gt "$free" ]; then
+    say "to fetch: $(size_text "$total"); room needed while at work: $(size_text "$room"), free: $(size_text "$free")"
+    if [ "$room" -gt "$free" ]; then
         stop 1 "the disk of $CACHE is too small; set PARTICLEDAPS_CACHE to a folder elsewhere"
     fi
 }
 
 prepare() {
     local tool
+    [[ "$ATTEMPTS" =~ ^[1-9][0-9]?$ ]] || stop 2 "PARTICLEDAPS_ATTEMPTS=$ATTEMPTS: must be a number from 1 to 99"
     for tool in curl awk; do
         command -v "$tool" >/dev/null || stop 1 "needs $tool; install it with the package manager of this system"
     done
@@ -366,6 +388,8 @@ prepare() {
 
 main() {
     local argument name names=() failed=() status known
+    [ -r "$CARDS" ] || stop 1 "$CARDS is missing: run download.sh from a complete checkout"
+    read_cards
     if [ $# -eq 0 ] || [ "$1" = -h ] || [ "$1" = --help ]; then
         usage
         exit 0

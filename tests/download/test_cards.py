@@ -38,18 +38,14 @@ def test_an_unknown_name_lists_the_known_ones(wrong, tmp_path):
     assert not (tmp_path / "cache").exists()
 
 
-def test_awk_and_python_read_the_same():
-    functions = re.search(r"card_names\(\).*?\n\narguments", (ROOT / "download.sh").read_text(), re.S)[0]
-    script = (
-        functions.removesuffix("arguments") + 'for n in $(card_names); do for k in "$@"; do card "$n" "$k"; done; done'
-    )
-    keys = sorted({key for entry in ENTRIES.values() for key in entry})
-    awk = subprocess.run(
-        ["bash", "-c", script, "bash", *keys], capture_output=True, text=True, env=os.environ | {"CARDS": str(CARDS)}
-    )
+def test_the_script_and_python_read_the_same():
+    function = re.search(r"^table\(\) \{.*?\n\}\n", (ROOT / "download.sh").read_text(), re.S | re.M)[0]
+    command = ["bash", "-c", f'CARDS="$1"\n{function}table', "bash", str(CARDS)]
+    table = subprocess.run(command, capture_output=True, text=True).stdout
     plain = {True: "yes", False: "no"}
-    values = [e[k] for e in ENTRIES.values() for k in keys if e.get(k) is not None]
-    assert awk.stdout.splitlines() == [plain[v] if isinstance(v, bool) else str(v) for v in values]
+    entries = [(name, key, value) for name, entry in ENTRIES.items() for key, value in entry.items()]
+    expected = [(n, k, plain[v] if isinstance(v, bool) else str(v)) for n, k, v in entries if v is not None]
+    assert [tuple(line.split("\t")) for line in table.splitlines()] == expected
 
 
 def test_the_names_of_the_script_are_those_of_the_cards():

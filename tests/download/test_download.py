@@ -328,6 +328,17 @@ def test_a_cache_that_cannot_be_made_or_written_is_named(checkout, tmp_path):
         refused(checkout("net", PARTICLEDAPS_CACHE=tmp_path / "locked"), "cannot write into")
 
 
+@pytest.mark.parametrize("attempts", ["many", "0", "-1", ""])
+def test_the_number_of_attempts_is_checked(checkout, web, attempts):
+    web.files["net.pt"] = CONTENT
+    checkout.card("net")
+    process = checkout("net", PARTICLEDAPS_ATTEMPTS=attempts)
+    if attempts:
+        refused(process, f"PARTICLEDAPS_ATTEMPTS={attempts}", status=2)
+    else:
+        assert process.returncode == 0  # empty is unset
+
+
 def test_a_disk_that_is_too_small_is_refused_before_the_first_connection(checkout, web):
     checkout.card("net", megabytes=10**9)
     refused(checkout("net"), "too small", "PARTICLEDAPS_CACHE")
