@@ -82,6 +82,10 @@ class Card:
         folders = {"checkpoints": cache_folder(), "torch_hub": torch_hub_folder(), "dataset": ROOT / "dataset"}
         return None if self.file is None else folders[self.place] / self.file
 
+    def command(self) -> str:
+        """What fetches it."""
+        return f"hf download {self.hub}" if self.download is None else f"bash download.sh {self.download}"
+
     def converted(self) -> Path | None:
         """The folder that the conversion leaves, if the checkpoint needs one."""
         return None if self.becomes is None else cache_folder() / self.becomes

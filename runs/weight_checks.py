@@ -39,12 +39,12 @@ def _file_finding(card: Card, path: Path) -> Finding:
     problem = problem_with_file(card)
     if problem is None:
         return Finding(OK, f"{card.name}: {path} agrees with what is known of it")
-    return Finding(PROBLEM, f"{card.name}: {path} {problem}", f"delete it, then: bash download.sh {card.download}")
+    return Finding(PROBLEM, f"{card.name}: {path} {problem}", f"delete it, then: {card.command()}")
 
 
 def _conversion_finding(card: Card, folder: Path) -> Finding:
     """Whether the conversion's record names the file that the card knows."""
-    again = f"delete {folder}, then: bash download.sh {card.download}"
+    again = f"delete {folder}, then: {card.command()}"
     try:
         source = json.loads((folder / "card.json").read_text()).get("source_sha256")
     except (OSError, ValueError, AttributeError) as error:

@@ -132,7 +132,7 @@ def prior_findings(settings: "RunSettings", model: str) -> Iterable[Finding]:
     from runs.settings import choose_device
 
     card = card_of_model(model)
-    fetch = None if card is None else f"bash download.sh {card.download}" if card.download else f"hf download {card.hub}"
+    fetch = None if card is None else card.command()
     started = time.perf_counter()
     try:
         device = choose_device(settings)
