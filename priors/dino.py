@@ -14,10 +14,11 @@ from priors.prior import PriorError
 
 SIDE = 224
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+CHECKPOINTS = Path(__file__).resolve().parent.parent / "checkpoints"
 
 
 def dino_weights(model: str, path: str | None) -> Path | None:
-    """The weight file of timm's ``model``: ``path`` if given, else what the hub's cache holds, else None.
+    """The weight file of timm's ``model``: ``path`` if given, else that of ``download.sh`` or the hub's cache, or None.
 
     Raises:
         PriorError: ``path`` is given and does not exist, or timm knows no such model.
@@ -31,6 +32,8 @@ def dino_weights(model: str, path: str | None) -> Path | None:
         if not Path(path).is_file():
             raise PriorError(f"repulsion_dino_path={path}: no such file")
         return Path(path)
+    if (fetched := CHECKPOINTS / f"{model}.safetensors").is_file():
+        return fetched
     config = timm.get_pretrained_cfg(model)
     if config is None or not config.hf_hub_id:
         return None

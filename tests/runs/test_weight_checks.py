@@ -1,0 +1,92 @@
+import hashlib
+import json
+
+import pytest
+import torch
+
+from evaluation.metrics import lpips_files
+from priors import cards, dino
+from priors.cards import Card
+from runs import weight_checks
+from runs.installation import NOTE, OK, PROBLEM
+from runs.weight_checks import card_findings, dino_finding, lpips_finding
+
+SUM = hashlib.sha256(b"weights").hexdigest()
+
+
+@pytest.fixture
+def known(monkeypatch, tmp_path):
+    """One known checkpoint in an empty cache; returns its card."""
+    card = Card("net", "the net", "MIT", 1, download="net", url="https://x", file="net.pt", sha256=SUM, becomes="net")
+    monkeypatch.setenv("PARTICLEDAPS_CACHE", str(tmp_path))
+    monkeypatch.setattr(weight_checks, "read_cards", lambda: {"net": card})
+    return card
+
+
+def test_what_is_not_here_is_listed_with_the_command(known):
+    (finding,) = card_findings(None)
+    assert finding.state == OK and "not on this machine: net (bash download.sh" in finding.text
+    assert card_findings(known) == []
+
+
+@pytest.mark.parametrize("content, state", [(b"weights", OK), (b"other", PROBLEM), (b"<html>", PROBLEM)])
+def test_a_file_is_held_against_its_card(known, content, state):
+    known.path().write_bytes(content)
+    (finding,) = card_findings(None)
+    assert finding.state == state
+    assert finding.remedy is None if state == OK else "bash download.sh net" in finding.remedy
+
+
+@pytest.mark.parametrize("source, state", [(SUM, OK), ("0" * 64, PROBLEM), (None, OK)])
+def test_a_conversion_names_its_file(known, source, state):
+    known.converted().mkdir()
+    (known.converted() / "card.json").write_text(json.dumps({"source_sha256": source}))
+    assert [f.state for f in card_findings(None)] == [state]
+
+
+def test_a_damaged_conversion_is_a_problem(known):
+    known.converted().mkdir()
+    (known.converted() / "card.json").write_text("{")
+    assert [f.state for f in card_findings(None)] == [PROBLEM]
+
+
+def test_lpips_that_is_missing_or_damaged(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    assert lpips_finding().state == NOTE and lpips_finding().remedy == "bash download.sh lpips"
+    for path in lpips_files():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"weights")
+    assert lpips_finding().state == PROBLEM
+
+
+@pytest.mark.parametrize("factor, state", [(1.0, OK), (0.0, PROBLEM)])
+def test_lpips_must_tell_two_images_apart(monkeypatch, tmp_path, factor, state):
+    monkeypatch.setattr(weight_checks, "lpips_files", lambda: [])
+    monkeypatch.setattr(weight_checks, "load_lpips", lambda device: lambda x, y: factor * (x - y).square().mean())
+    assert lpips_finding().state == state
+
+
+def test_dino_that_is_missing_damaged_or_unknown(monkeypatch, tmp_path):
+    monkeypatch.setattr(dino, "CHECKPOINTS", tmp_path)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *names: None)
+    assert dino_finding("vit_tiny_patch16_224", None).state == NOTE
+    (tmp_path / "vit_tiny_patch16_224.safetensors").write_bytes(b"<html>")
+    assert dino_finding("vit_tiny_patch16_224", None).state == PROBLEM
+    assert dino_finding("no_such_model", None).state == PROBLEM
+
+
+def test_dino_weights_of_the_download_are_found(monkeypatch, tmp_path):
+    import timm
+    from safetensors.torch import save_file
+
+    monkeypatch.setattr(dino, "CHECKPOINTS", tmp_path)
+    with torch.random.fork_rng(devices=[]):
+        network = timm.create_model("vit_tiny_patch16_224", pretrained=False, num_classes=0)
+    save_file(network.state_dict(), tmp_path / "vit_tiny_patch16_224.safetensors")
+    finding = dino_finding("vit_tiny_patch16_224", None)
+    assert finding.state == OK and "192 features" in finding.text
+
+
+def test_the_card_of_dino_is_the_file_that_is_looked_for():
+    card = cards.read_cards()["dino"]
+    assert card.path().name == "vit_small_patch16_224.dino.safetensors" and card.place == "checkpoints"
