@@ -1,0 +1,86 @@
+"""Stable Diffusion 1.5 / 2.1 and other text-conditional latent networks in diffusers' layout.
+
+The prompt is embedded once, on the CPU in float32, and the text encoder is released again. transformers is imported
+where it is used; ``prompt_embeddings.safetensors`` in the folder (one tensor ``(L, D)`` a prompt, named by the prompt)
+makes it unnecessary.
+"""
+
+import torch
+from diffusers import UNet2DConditionModel
+
+from priors.conditions import refuse_conditions
+from priors.diffusers_folder import UNREADABLE, CheckpointFolder, LoadOptions, load_network, load_table
+from priors.latent_diffusion import conditional_denoiser, latent_prior
+from priors.prior import Prior, PriorError
+
+EMBEDDINGS = "prompt_embeddings.safetensors"
+UNSUPPORTED = ("addition_embed_type", "encoder_hid_dim_type", "class_embed_type")
+
+
+def load_stable_diffusion(folder: CheckpointFolder, options: LoadOptions) -> Prior:
+    """A latent prior conditioned on ``options.prompt``, guided away from the empty prompt if the scale is not 1.
+
+    Raises:
+        PriorError: the folder is damaged, or needs a package that is not installed.
+    """
+    refuse_conditions(folder, options, "class_id")
+    unet = load_network(folder.unet, (UNet2DConditionModel,))
+    for key in UNSUPPORTED:
+        if unet.config.get(key) is not None:
+            raise PriorError(f"{folder.unet / 'config.json'}: {key}={unet.config[key]} (SDXL and others) does not fit")
+    prompts = [options.prompt] if options.guidance_scale == 1 else [options.prompt, ""]
+    embedded = embed_prompts(folder, prompts)
+    if (width := embedded[0].shape[-1]) != unet.config.cross_attention_dim:
+        raise PriorError(
+            f"{folder.name}: prompts have {width} features, the U-Net wants {unet.config.cross_attention_dim}"
+        )
+    denoiser = conditional_denoiser(unet, folder, options, embedded[0], embedded[-1])
+    condition = f"prompt {options.prompt!r}, guidance {options.guidance_scale:g}"
+    return latent_prior(folder, options, unet, denoiser, condition)
+
+
+def embed_prompts(folder: CheckpointFolder, prompts: list[str]) -> list[torch.Tensor]:
+    """Features ``(L, D)`` of each prompt, float32 on the CPU.
+
+    Raises:
+        PriorError: no text encoder, no transformers, or a prompt that is too long.
+    """
+    path = folder.path / EMBEDDINGS
+    table = load_table(path) if path.is_file() else {}
+    if all(prompt in table for prompt in prompts):
+        return [table[prompt].float() for prompt in prompts]
+    if not all(folder.component(name) for name in ("text_encoder", "tokenizer")):
+        known = ", ".join(map(repr, table)) or "none"
+        raise PriorError(
+            f"{folder.name} has no text_encoder and tokenizer, and {EMBEDDINGS} lacks model.prompt={prompts[0]!r} "
+            f"(it holds {known})"
+        )
+    return _encode(folder, prompts)
+
+
+def _encode(folder: CheckpointFolder, prompts: list[str]) -> list[torch.Tensor]:
+    try:
+        from transformers import CLIPTextModel, CLIPTokenizer
+    except ImportError as error:
+        raise PriorError(
+            f"{folder.name}: embedding a prompt needs the package transformers (pip install transformers), or "
+            f"{EMBEDDINGS} in the folder"
+        ) from error
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(folder.path / "tokenizer", local_files_only=True)
+        encoder = CLIPTextModel.from_pretrained(
+            folder.path / "text_encoder", local_files_only=True, dtype=torch.float32
+        ).eval()
+    except UNREADABLE as error:
+        reason = " ".join(str(error).split())[:200]
+        raise PriorError(f"{folder.name}: tokenizer or text_encoder cannot be read: {reason}") from error
+    length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
+    features = []
+    for prompt in prompts:
+        count = len(tokenizer(prompt).input_ids)
+        if count > length:
+            raise PriorError(f"model.prompt has {count} tokens, {folder.name} takes at most {length}: shorten it")
+        ids = tokenizer(prompt, padding="max_length", max_length=length, return_tensors="pt").input_ids
+        with torch.no_grad():
+            features.append(encoder(ids)[0][0])
+    return features
