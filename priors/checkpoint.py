@@ -30,4 +30,7 @@ def load_checkpoint(folder: CheckpointFolder, kind: str, options: LoadOptions) -
     if family not in KINDS[kind]:
         fitting = ", ".join(k for k, families in KINDS.items() if family in families)
         raise PriorError(f"model.kind={kind}: {folder.name} holds {HOLDS[family]}; use model.kind={fitting}")
-    return LOADERS[family](folder, options)
+    prior = LOADERS[family](folder, options)
+    for module in (prior.autoencoder, prior.denoiser):
+        module.eval().requires_grad_(False)
+    return prior

@@ -111,7 +111,7 @@ def open_folder(path: str, root: Path) -> CheckpointFolder:
     if folder.is_file():
         raise PriorError(
             f"model.path={path} is a file, not a folder: convert the checkpoint once with "
-            f"`python tools/convert_checkpoint.py {path} {folder.with_suffix('').name}` and name the new folder"
+            f"`python tools/convert_checkpoint.py {path} {Path(path).with_suffix('')}` and name the new folder"
         )
     if not folder.is_dir():
         folder, name = _cached(path), path
@@ -169,7 +169,7 @@ def load_network(folder: Path, allowed: tuple[type[nn.Module], ...]) -> nn.Modul
     kind = NETWORKS.get(config.get("_class_name", ""))
     if kind not in allowed:
         names = " or ".join(k.__name__ for k in allowed)
-        raise PriorError(f"{folder / 'config.json'} describes a {config.get('_class_name')}; this prior needs {names}")
+        raise PriorError(f"{folder / 'config.json'} describes a {config.get('_class_name')}; {names} is needed here")
     _check_weights(folder)
     logging.set_verbosity_error()
     try:

@@ -2,8 +2,9 @@
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel, VQModel
+from torch import nn
 
-from diffusion.denoiser import Denoiser, GuidedDenoiser
+from diffusion.denoiser import GuidedDenoiser
 from priors.autoencoder import Autoencoder, LatentAutoencoder, ResizedAutoencoder
 from priors.conditions import check_card, check_channels, choose_class, refuse_conditions, square_side
 from priors.diffusers_folder import CheckpointFolder, LoadOptions, load_network, load_table
@@ -23,8 +24,9 @@ def load_latent_diffusion(folder: CheckpointFolder, options: LoadOptions) -> Pri
         PriorError: the folder is damaged, or an option does not fit it.
     """
     refuse_conditions(folder, options, "prompt")
-    unet = load_network(folder.unet, (UNet2DModel, UNet2DConditionModel))
-    if folder.class_embedding is not None:
+    by_embedding = folder.class_embedding is not None
+    unet = load_network(folder.unet, (UNet2DConditionModel if by_embedding else UNet2DModel,))
+    if by_embedding:
         denoiser, class_id = _by_class_embedding(unet, folder, options)
     else:
         refuse_conditions(folder, options, "guidance_scale")
@@ -35,7 +37,7 @@ def load_latent_diffusion(folder: CheckpointFolder, options: LoadOptions) -> Pri
 
 def _by_class_embedding(
     unet: UNet2DConditionModel, folder: CheckpointFolder, options: LoadOptions
-) -> tuple[Denoiser, int]:
+) -> tuple[nn.Module, int]:
     weight = load_table(folder.class_embedding).get("weight")
     if weight is None or weight.ndim != 2 or weight.shape[1] != unet.config.cross_attention_dim:
         raise PriorError(f"{folder.class_embedding} does not fit unet/config.json: weight (classes, context width)")
@@ -51,7 +53,7 @@ def conditional_denoiser(
     options: LoadOptions,
     context: torch.Tensor,
     null_context: torch.Tensor,
-) -> Denoiser:
+) -> nn.Module:
     """A network that attends to ``context`` ``(L, D)``, guided away from ``null_context`` where that is asked for."""
     conditional, free = (
         build_denoiser(ConditionalUNet(unet, c), folder, options.timestep_map) for c in (context, null_context)
@@ -63,7 +65,7 @@ def latent_prior(
     folder: CheckpointFolder,
     options: LoadOptions,
     unet: UNet2DModel | UNet2DConditionModel,
-    denoiser: Denoiser,
+    denoiser: nn.Module,
     condition: str | None,
 ) -> Prior:
     """Put the autoencoder of a folder beside its denoiser.
@@ -84,10 +86,11 @@ def latent_prior(
     shown = options.image_size or side
     autoencoder = native if shown == side else ResizedAutoencoder(native, shown, side)
     network.to(options.device, options.dtype)
+    unet.to(dtype=options.dtype)  # not the whole denoiser: conditions stay float32
     return Prior(
         name=folder.name,
         autoencoder=autoencoder,
-        denoiser=_placed(denoiser, unet, options),
+        denoiser=denoiser.to(options.device),
         image_shape=(network.config.out_channels, shown, shown),
         latent_shape=(channels, latent_side, latent_side),
         latent_std=float(folder.card.get("latent_std", 1.0)),
@@ -102,8 +105,3 @@ def latent_scale(network: VQModel | AutoencoderKL, folder: CheckpointFolder, opt
     if not asked > 0:
         raise PriorError(f"{folder.path / 'card.json'}: latent_scale={asked}: must be greater than 0")
     return float(asked)
-
-
-def _placed(denoiser: torch.nn.Module, unet: torch.nn.Module, options: LoadOptions) -> Denoiser:
-    unet.to(dtype=options.dtype)
-    return denoiser.to(options.device).eval().requires_grad_(False)

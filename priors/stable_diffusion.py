@@ -5,11 +5,13 @@ where it is used; ``prompt_embeddings.safetensors`` in the folder (one tensor ``
 makes it unnecessary.
 """
 
+from typing import Any
+
 import torch
 from diffusers import UNet2DConditionModel
 
 from priors.conditions import refuse_conditions
-from priors.diffusers_folder import UNREADABLE, CheckpointFolder, LoadOptions, load_network, load_table
+from priors.diffusers_folder import UNREADABLE, CheckpointFolder, LoadOptions, load_network, load_table, read_json
 from priors.latent_diffusion import conditional_denoiser, latent_prior
 from priors.prior import Prior, PriorError
 
@@ -24,10 +26,11 @@ def load_stable_diffusion(folder: CheckpointFolder, options: LoadOptions) -> Pri
         PriorError: the folder is damaged, or needs a package that is not installed.
     """
     refuse_conditions(folder, options, "class_id")
-    unet = load_network(folder.unet, (UNet2DConditionModel,))
+    config = read_json(folder.unet / "config.json")
     for key in UNSUPPORTED:
-        if unet.config.get(key) is not None:
-            raise PriorError(f"{folder.unet / 'config.json'}: {key}={unet.config[key]} (SDXL and others) does not fit")
+        if config.get(key) is not None:
+            raise PriorError(f"{folder.unet / 'config.json'}: {key}={config[key]} (SDXL and others) does not fit here")
+    unet = load_network(folder.unet, (UNet2DConditionModel,))
     prompts = [options.prompt] if options.guidance_scale == 1 else [options.prompt, ""]
     embedded = embed_prompts(folder, prompts)
     if (width := embedded[0].shape[-1]) != unet.config.cross_attention_dim:
@@ -61,26 +64,33 @@ def embed_prompts(folder: CheckpointFolder, prompts: list[str]) -> list[torch.Te
 def _encode(folder: CheckpointFolder, prompts: list[str]) -> list[torch.Tensor]:
     try:
         from transformers import CLIPTextModel, CLIPTokenizer
+        from transformers.utils import logging
     except ImportError as error:
         raise PriorError(
             f"{folder.name}: embedding a prompt needs the package transformers (pip install transformers), or "
             f"{EMBEDDINGS} in the folder"
         ) from error
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         tokenizer = CLIPTokenizer.from_pretrained(folder.path / "tokenizer", local_files_only=True)
+        positions = read_json(folder.path / "text_encoder" / "config.json").get("max_position_embeddings", 77)
+        tokens = _tokens(folder, tokenizer, prompts, min(tokenizer.model_max_length, positions))
         encoder = CLIPTextModel.from_pretrained(
             folder.path / "text_encoder", local_files_only=True, dtype=torch.float32
-        ).eval()
+        )
+    except PriorError:
+        raise
     except UNREADABLE as error:
         reason = " ".join(str(error).split())[:200]
         raise PriorError(f"{folder.name}: tokenizer or text_encoder cannot be read: {reason}") from error
-    length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
-    features = []
+    with torch.no_grad():
+        return [encoder.eval()(ids)[0][0] for ids in tokens]
+
+
+def _tokens(folder: CheckpointFolder, tokenizer: Any, prompts: list[str], length: int) -> list[torch.Tensor]:
     for prompt in prompts:
-        count = len(tokenizer(prompt).input_ids)
-        if count > length:
+        if (count := len(tokenizer(prompt).input_ids)) > length:
             raise PriorError(f"model.prompt has {count} tokens, {folder.name} takes at most {length}: shorten it")
-        ids = tokenizer(prompt, padding="max_length", max_length=length, return_tensors="pt").input_ids
-        with torch.no_grad():
-            features.append(encoder(ids)[0][0])
-    return features
+    padding = {"padding": "max_length", "max_length": length, "return_tensors": "pt"}
+    return [tokenizer(prompt, **padding).input_ids for prompt in prompts]

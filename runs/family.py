@@ -23,8 +23,10 @@ def prior_family(model: ModelSettings) -> str:
     """
     if model.family is not None:
         return model.family
-    if model.kind != "diffusers" or not model.path:
+    if model.kind != "diffusers":
         raise SettingsError("model.family is not set: choose pixel, ldm or sd")
+    if not model.path:
+        raise SettingsError("model.path is not set: a folder or a hub id")
     from priors.diffusers_folder import open_folder
 
     return open_folder(model.path, ROOT).family

@@ -325,7 +325,8 @@ def _check_parts(settings: RunSettings, checks: Checks) -> None:
 
 def _check_model(model: ModelSettings, checks: Checks) -> None:
     from_folder = model.kind in FOLDER_KINDS
-    checks.require(not from_folder or bool(model.path), "model.path is not set: folder of a converted checkpoint")
+    if model.family is not None:  # else the missing folder is told where its family is looked for
+        checks.require(not from_folder or bool(model.path), "model.path is not set: folder of a converted checkpoint")
     if model.class_id is not None:
         checks.number("model.class_id", model.class_id, 0)
     if model.image_size is not None:

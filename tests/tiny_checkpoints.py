@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import cache
 
 import pytest
 import torch
@@ -156,12 +157,16 @@ MODELS = {  # how the command line names each of them
 }
 
 
-@pytest.fixture(scope="session")
-def checkpoints(tmp_path_factory):
-    """Folder of each family by name; shared, not to be written to."""
-    root = tmp_path_factory.mktemp("checkpoints")
+@cache
+def write_all(root):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         for name, write in WRITERS.items():
             write(root / name)
     return {name: root / name for name in WRITERS}
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory):
+    """Folder of each family by name; shared, not to be written to."""
+    return write_all(tmp_path_factory.getbasetemp() / "tiny_checkpoints")
