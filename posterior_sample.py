@@ -21,6 +21,7 @@ from runs.checks import SettingsError
 from runs.command_line import CONFIG_DIR, FAILED, INTERRUPTED, fail, register, run
 from runs.console import results_table
 from runs.cost import Calls, count_calls
+from runs.family import follow_family, followed_config
 from runs.hooks import build_hook_plan
 from runs.images import DataError, load_images, load_measurements
 from runs.reconstruct import Problem, Reconstructor
@@ -71,12 +72,15 @@ def sample(settings: RunSettings, config: dict) -> list[int]:
         SettingsError, DataError, PriorError: before any result is written.
     """
     validate(settings)
+    settings = follow_family(settings)
+    config = followed_config(config, settings)
     device = choose_device(settings)
     folder = RunFolder(settings.save_dir, settings.name, config)
     operator = build_operator(settings.task)
-    sampler_settings = build_sampler_settings(settings)
     calls = Calls()
-    prior = count_calls(build_prior(settings, device), calls)
+    loaded = build_prior(settings, device)
+    sampler_settings = build_sampler_settings(settings, loaded)
+    prior = count_calls(loaded, calls)
     plan = build_hook_plan(settings, prior, operator, sampler_settings.path, device)
     problems = load_problems(settings, prior, operator, device)
     lpips = load_lpips(device)

@@ -130,3 +130,21 @@ class EDMDenoiser(nn.Module):
         total = s.square() + d**2
         output = self.network(z / total.sqrt(), self.noise_scale * network_sigma(sigma, z).log())
         return d**2 / total * z + s * d / total.sqrt() * output
+
+
+class GuidedDenoiser(nn.Module):
+    r"""Classifier-free guidance (Ho and Salimans 2022): :math:`D = D_\emptyset + w (D_c - D_\emptyset)`.
+
+    Args:
+        conditional: the denoiser with its condition.
+        unconditional: the same network with the null condition.
+        scale: ``w``; 1 is the conditional denoiser, larger values exaggerate the condition.
+    """
+
+    def __init__(self, conditional: Denoiser, unconditional: Denoiser, scale: float) -> None:
+        super().__init__()
+        self.conditional, self.unconditional, self.scale = conditional, unconditional, scale
+
+    def forward(self, z: torch.Tensor, sigma: torch.Tensor | float) -> torch.Tensor:
+        free = self.unconditional(z, sigma)
+        return free + self.scale * (self.conditional(z, sigma) - free)

@@ -104,3 +104,27 @@ class ContinuousVPNoise:
         """Inverse of :meth:`sigma_to_t`."""
         time = torch.as_tensor(t) / (self.num_steps - 1)
         return torch.expm1(0.5 * self.beta_d * time.square() + self.beta_min * time).sqrt()
+
+
+class ContinuousScaledVPNoise:
+    r"""The continuous scaled-linear map that DAPS applies to Stable Diffusion (``compat.timestep_map``).
+
+    With :math:`\beta(t) = (a t + b)^2`, :math:`b = \sqrt{T \beta_{start}}`, :math:`a = \sqrt{T \beta_{end}} - b`:
+
+    .. math:: t(\sigma) = \frac{(3 a \ln(1 + \sigma^2) + b^3)^{1/3} - b}{a}, \qquad c_{noise} = T t(\sigma)
+    """
+
+    def __init__(self, beta_start: float = 0.00085, beta_end: float = 0.012, num_steps: int = 1000) -> None:
+        self.b, self.num_steps = math.sqrt(num_steps * beta_start), num_steps
+        self.a = math.sqrt(num_steps * beta_end) - self.b
+
+    def sigma_to_t(self, sigma: torch.Tensor | float) -> torch.Tensor:
+        """Fractional timestep of ``sigma`` >= 0."""
+        sigma = torch.as_tensor(sigma)
+        root = (3 * self.a * torch.log1p(sigma.square()) + self.b**3) ** (1 / 3)
+        return self.num_steps * (root - self.b) / self.a
+
+    def t_to_sigma(self, t: torch.Tensor | float) -> torch.Tensor:
+        """Inverse of :meth:`sigma_to_t`."""
+        time = torch.as_tensor(t) / self.num_steps
+        return torch.expm1(((self.a * time + self.b) ** 3 - self.b**3) / (3 * self.a)).sqrt()

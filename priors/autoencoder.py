@@ -3,7 +3,7 @@
 from typing import Protocol
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, VQModel
 from torch import nn
 from torch.nn import functional as F
 
@@ -75,3 +75,52 @@ class KLAutoencoder(nn.Module):
     def decode(self, z: torch.Tensor) -> torch.Tensor:
         """``(B, c, h, w)`` -> image ``(B, C, H, W)``, nominally in [-1, 1], not clamped."""
         return F.pixel_shuffle(self.network.decode(z * self.std + self.mean).sample, self.patch)
+
+
+class LatentAutoencoder(nn.Module):
+    r"""Diffusers' ``VQModel`` or ``AutoencoderKL`` as it stands in latent diffusion checkpoints.
+
+    .. math:: z = s \, E(x), \qquad x = D(z / s)
+
+    ``E`` is the encoder before quantisation (VQ) or the posterior mean (KL); Rombach et al. 2022. VQ-f4 has s = 1.
+
+    Args:
+        network: the diffusers network.
+        scale: ``s``.
+        quantize: replace latents by their nearest code inside decode (VQ only), with the straight-through gradient.
+    """
+
+    def __init__(self, network: VQModel | AutoencoderKL, scale: float, quantize: bool = False) -> None:
+        super().__init__()
+        self.network, self.scale, self.quantize = network, scale, quantize
+        self.discrete = isinstance(network, VQModel)
+
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        """``(B, C, H, W)`` in [-1, 1] -> ``(B, c, h, w)``."""
+        code = self.network.encode(x.to(self.network.dtype))
+        return self.scale * (code.latents if self.discrete else code.latent_dist.mean).to(x.dtype)
+
+    def decode(self, z: torch.Tensor) -> torch.Tensor:
+        """``(B, c, h, w)`` -> image ``(B, C, H, W)``, nominally in [-1, 1], not clamped."""
+        code = (z / self.scale).to(self.network.dtype)
+        options = {"force_not_quantize": not self.quantize} if self.discrete else {}
+        return self.network.decode(code, **options).sample.to(z.dtype)
+
+
+class ResizedAutoencoder(nn.Module):
+    """An autoencoder of ``inner_size`` px images that shows itself at ``image_size`` px (bilinear, no antialiasing).
+
+    DAPS runs 512 px Stable Diffusion on 256 px measurements this way.
+    """
+
+    def __init__(self, autoencoder: Autoencoder, image_size: int, inner_size: int) -> None:
+        super().__init__()
+        self.autoencoder, self.image_size, self.inner_size = autoencoder, image_size, inner_size
+
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        """Enlarge, then encode."""
+        return self.autoencoder.encode(F.interpolate(x, (self.inner_size, self.inner_size), mode="bilinear"))
+
+    def decode(self, z: torch.Tensor) -> torch.Tensor:
+        """Decode, then shrink."""
+        return F.interpolate(self.autoencoder.decode(z), (self.image_size, self.image_size), mode="bilinear")

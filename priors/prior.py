@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from diffusion.denoiser import Denoiser
-from priors.autoencoder import Autoencoder
+from priors.autoencoder import Autoencoder, IdentityAutoencoder
 
 Pullback = Callable[[torch.Tensor], torch.Tensor]
 
@@ -43,6 +43,11 @@ class Prior:
     condition: str | None = None
     decode_batch: int | None = None
 
+    @property
+    def is_pixel(self) -> bool:
+        """Are latents the images themselves?"""
+        return isinstance(self.autoencoder, IdentityAutoencoder)
+
     def encode(self, x: torch.Tensor) -> torch.Tensor:
         """``(B, C, H, W)`` in [-1, 1] -> ``(B, c, h, w)``, no gradient."""
         with torch.no_grad():
@@ -65,12 +70,12 @@ class Prior:
         return x.detach(), pullback
 
 
-class _Bfloat16(nn.Module):
-    """Runs a module's calls in bfloat16 autocast and returns float32."""
+class _Autocast(nn.Module):
+    """Runs a module's calls in autocast and returns float32."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
-        self.module = module
+        self.module, self.dtype = module, dtype
 
     def forward(self, z: torch.Tensor, sigma: torch.Tensor | float) -> torch.Tensor:
         return self._run(self.module, z, sigma)
@@ -81,12 +86,17 @@ class _Bfloat16(nn.Module):
     def decode(self, z: torch.Tensor) -> torch.Tensor:
         return self._run(self.module.decode, z)
 
-    @staticmethod
-    def _run(function: Callable[..., torch.Tensor], *inputs: torch.Tensor | float) -> torch.Tensor:
-        with torch.autocast(inputs[0].device.type, torch.bfloat16):
+    def _run(self, function: Callable[..., torch.Tensor], *inputs: torch.Tensor | float) -> torch.Tensor:
+        with torch.autocast(inputs[0].device.type, self.dtype):
             return function(*inputs).float()
 
 
+def in_autocast(prior: Prior, dtype: torch.dtype) -> Prior:
+    """The same prior with its networks computing in ``dtype``; weights, latents, ODE and losses stay float32."""
+    autoencoder = prior.autoencoder if prior.is_pixel else _Autocast(prior.autoencoder, dtype)
+    return replace(prior, autoencoder=autoencoder, denoiser=_Autocast(prior.denoiser, dtype))
+
+
 def in_bfloat16(prior: Prior) -> Prior:
-    """The same prior with its networks computing in bfloat16; latents, ODE and losses stay float32."""
-    return replace(prior, autoencoder=_Bfloat16(prior.autoencoder), denoiser=_Bfloat16(prior.denoiser))
+    """:func:`in_autocast` with bfloat16."""
+    return in_autocast(prior, torch.bfloat16)

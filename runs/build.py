@@ -4,7 +4,6 @@ import importlib
 import inspect
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,13 +12,16 @@ from diffusion.mcmc import ChainSettings
 from diffusion.paths import PATHS
 from operators.operator import Operator
 from operators.phase_retrieval import PhaseRetrieval
+from priors.checkpoint import load_checkpoint
+from priors.diffusers_folder import LoadOptions, open_folder
 from priors.embedded import load_embedded
-from priors.prior import Prior, PriorError, in_bfloat16
+from priors.prior import Prior, in_autocast
 from runs.checks import SettingsError
-from runs.settings import RunSettings, TaskSettings, resolve_chain
+from runs.family import ROOT, follow_family
+from runs.settings import FOLDER_KINDS, RunSettings, TaskSettings, resolve_chain
 from sampler import SamplerSettings
 
-ROOT = Path(__file__).resolve().parent.parent
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def import_target(key: str, target: str) -> Callable[..., Any]:
@@ -63,20 +65,34 @@ def build_prior(settings: RunSettings, device: torch.device) -> Prior:
         SettingsError: ``model.target`` names no factory of priors.
         PriorError: the prior cannot be loaded.
     """
-    model = settings.model
+    model, dtype = settings.model, PRECISIONS[settings.precision]
+    if model.kind in FOLDER_KINDS:  # their weights are kept in that type
+        prior = load_checkpoint(open_folder(model.path, ROOT), model.kind, load_options(settings, device, dtype))
+        return replace(prior, decode_batch=settings.decode_batch)
     if model.kind == "custom":
         arguments = {"device": device, "compat": settings.compat, **model.options}
         prior = call_target("model.target", model.target, Prior, **arguments)
-    elif model.kind == "ldm":
-        raise PriorError(
-            f"model.kind=ldm ({model.path}): this version cannot read latent diffusion checkpoints yet; "
-            "use model=cats64, model=embedded or model=custom"
-        )
     else:
-        path = Path(model.path)
-        prior = load_embedded(path if path.is_absolute() else ROOT / path, device)
+        prior = load_embedded(ROOT / model.path, device)
     prior = replace(prior, decode_batch=settings.decode_batch)
-    return in_bfloat16(prior) if settings.precision == "bfloat16" else prior
+    return prior if dtype == torch.float32 else in_autocast(prior, dtype)
+
+
+def load_options(settings: RunSettings, device: torch.device, dtype: torch.dtype) -> LoadOptions:
+    """What :mod:`priors` needs to know of the settings to load a checkpoint."""
+    model, compat = settings.model, settings.compat
+    return LoadOptions(
+        device=device,
+        dtype=dtype,
+        timestep_map=compat.timestep_map,
+        ema=compat.ema,
+        quantize_in_decode=compat.quantize_in_decode,
+        class_id=model.class_id,
+        prompt=model.prompt,
+        guidance_scale=model.guidance_scale,
+        latent_scale=model.latent_scale,
+        image_size=model.image_size,
+    )
 
 
 def build_operator(task: TaskSettings) -> Operator:
@@ -86,8 +102,9 @@ def build_operator(task: TaskSettings) -> Operator:
     return PhaseRetrieval(task.oversample, task.noise_sigma)
 
 
-def build_sampler_settings(settings: RunSettings) -> SamplerSettings:
-    """Paths, chain and likelihood of the annealing loop."""
+def build_sampler_settings(settings: RunSettings, prior: Prior | None = None) -> SamplerSettings:
+    """Paths, chain and likelihood of the annealing loop; a pixel ``prior`` has no gradients clamped (as in DAPS)."""
+    settings = follow_family(settings)
     annealing, ode, compat = settings.sampler.annealing, settings.sampler.ode, settings.compat
     chain = resolve_chain(settings)
     path = PATHS[annealing.schedule](annealing.num_steps, annealing.sigma_max, annealing.sigma_min)
@@ -105,6 +122,6 @@ def build_sampler_settings(settings: RunSettings) -> SamplerSettings:
         prior_sigma=chain.prior_sigma,
         solver=ode.solver,
         likelihood_half=compat.likelihood_half,
-        gradient_clamp=compat.gradient_clamp,
+        gradient_clamp=None if prior is not None and prior.is_pixel else compat.gradient_clamp,
         ratio_counts_end=compat.ratio_counts_end,
     )

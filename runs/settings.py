@@ -17,12 +17,14 @@ from diffusion.paths import ENDS, PATHS
 from diffusion.pfode import SOLVERS
 from evaluation.selection import RULES
 from runs.checks import Checks, SettingsError
+from runs.family import follow_family
 from runs.hook_settings import HookKeys, check_hooks
 
 DEVICES = ("auto", "cpu", "cuda")
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("float32", "bfloat16", "float16")
 DATA_KINDS = ("demo", "folder", "npz")
-MODEL_KINDS = ("embedded", "ldm", "custom")
+FOLDER_KINDS = ("ldm", "adm", "diffusers")
+MODEL_KINDS = ("embedded", *FOLDER_KINDS, "custom")
 TASK_KINDS = ("phase_retrieval", "custom")
 SPLITS = ("test", "validation", "train")
 PRIOR_TERMS = ("gaussian", "exact")
@@ -57,18 +59,29 @@ class ModelSettings:
     """The prior.
 
     Attributes:
-        kind: ``embedded`` (a folder written by ``train_prior.py``), ``ldm`` or ``custom``.
-        path: folder of the prior; relative paths start at the checkout.
+        kind: ``embedded`` (a folder written by ``train_prior.py``), ``ldm`` or ``adm`` (a latent or a pixel network
+            converted by ``tools/convert_checkpoint.py``), ``diffusers`` (any diffusers folder) or ``custom``.
+        path: folder of the prior; relative paths start at the checkout. For ``diffusers`` also a hub id in the cache.
         target: for ``custom``: ``package.module:factory``, called with ``device``, ``compat`` and ``options``.
         options: handed to the factory.
-        family: which entry of ``task.mcmc`` fits.
+        family: which entries of ``sampler.families`` and ``task.mcmc`` fit; null: seen from a ``diffusers`` folder.
+        class_id: class of a class-conditional network; null: its null class (1000 for the ImageNet LDM).
+        prompt: text for Stable Diffusion and its kin.
+        guidance_scale: weight of classifier-free guidance; 1: off.
+        latent_scale: factor of the latents; null: what the folder says (1 for VQ-f4).
+        image_size: show a latent prior at this side (bilinear); null: its own.
     """
 
     kind: str = "embedded"
     path: str | None = None
     target: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
-    family: str = "cats64"
+    family: str | None = "cats64"
+    class_id: int | None = None
+    prompt: str = ""
+    guidance_scale: float = 1.0
+    latent_scale: float | None = None
+    image_size: int | None = None
 
 
 @dataclass
@@ -112,31 +125,48 @@ class TaskSettings:
 
 @dataclass
 class AnnealingSettings:
-    """The outer sigma path: ``num_steps`` levels from ``sigma_max``, the last node is 0."""
+    """The outer sigma path: ``num_steps`` levels from ``sigma_max``, the last node is 0.
 
-    schedule: str = "edm"
-    num_steps: int = 50
-    sigma_max: float = 10.0
-    sigma_min: float = 0.1
+    A null takes the value of ``sampler.families.<model.family>``.
+    """
+
+    schedule: str | None = "edm"
+    num_steps: int | None = 50
+    sigma_max: float | None = 10.0
+    sigma_min: float | None = 0.1
 
 
 @dataclass
 class OdeSettings:
-    """The inner ODE: ``num_steps`` intervals from the level's sigma to 0 (``sigma_min`` with ``compat.inner_end``)."""
+    """The inner ODE: ``num_steps`` intervals from the level's sigma to 0 (``sigma_min`` with ``compat.inner_end``).
 
-    schedule: str = "edm"
-    num_steps: int = 2
-    sigma_min: float = 0.001
-    solver: str = "euler"
+    A null takes the value of ``sampler.families.<model.family>``.
+    """
+
+    schedule: str | None = "edm"
+    num_steps: int | None = 2
+    sigma_min: float | None = 0.001
+    solver: str | None = "euler"
 
 
 @dataclass
-class SamplerConfig:
-    """The annealing loop."""
+class FamilySampler:
+    """The annealing loop that fits one family of priors; its MCMC values go before those of the task."""
 
     annealing: AnnealingSettings = field(default_factory=AnnealingSettings)
     ode: OdeSettings = field(default_factory=OdeSettings)
     mcmc: ChainConfig = field(default_factory=ChainConfig)
+
+
+@dataclass
+class SamplerConfig(FamilySampler):
+    """The annealing loop.
+
+    Attributes:
+        families: values per family of priors, for what is null here; empty once they are filled in.
+    """
+
+    families: dict[str, FamilySampler] = field(default_factory=dict)
 
 
 @dataclass
@@ -201,6 +231,14 @@ class RunSettings(HookKeys):
     compat: CompatSettings = field(default_factory=CompatSettings)
 
 
+SILENT_AT_DEFAULT = {  # keys without effect at these values: the hash is the same with and without them
+    ("model", "class_id"): None,
+    ("model", "prompt"): "",
+    ("model", "guidance_scale"): 1.0,
+    ("model", "latent_scale"): None,
+    ("model", "image_size"): None,
+    ("sampler", "families"): {},
+}
 NOT_IN_HASH = ("save_dir", "name", "device", "gpu", "use_tpu", "save_trajectory")
 
 
@@ -208,11 +246,18 @@ def config_sha256(config: dict[str, Any]) -> str:
     """Hash of what determines the numbers: everything but where, on what and for which image ids."""
     kept = {k: v for k, v in config.items() if k not in NOT_IN_HASH}
     kept["data"] = {k: v for k, v in config["data"].items() if k not in ("start_id", "end_id")}
+    for (part, key), default in SILENT_AT_DEFAULT.items():
+        if part in kept and kept[part].get(key, default) == default:
+            kept[part] = {k: v for k, v in kept[part].items() if k != key}
+    if config.get("model", {}).get("family") != "sd" and "sd" in config.get("task", {}).get("mcmc", {}):
+        others = {k: v for k, v in config["task"]["mcmc"].items() if k != "sd"}
+        kept["task"] = config["task"] | {"mcmc": others}  # without effect for other families too
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def resolve_chain(settings: RunSettings) -> ChainConfig:
     """The sampler's MCMC values, with nulls taken from ``task.mcmc.<family>``."""
+    settings = follow_family(settings)
     chain, family = settings.sampler.mcmc, settings.model.family
     fallback = settings.task.mcmc.get(family, ChainConfig())
     names = ("kernel", "num_steps", "step_size", "step_size_min_ratio", "momentum", "tau")
@@ -236,7 +281,11 @@ def validate(settings: RunSettings) -> None:
     _check_top(settings, checks)
     check_hooks(settings, settings.num_samples, checks)
     _check_parts(settings, checks)
-    _check_sampler(settings, checks)
+    _check_model(settings.model, checks)
+    try:
+        _check_sampler(follow_family(settings), checks)
+    except SettingsError as error:
+        checks.problems.append(str(error))
     checks.finish()
 
 
@@ -276,6 +325,26 @@ def _check_parts(settings: RunSettings, checks: Checks) -> None:
     checks.require(task.kind != "custom" or bool(task.target), "task.target is not set: package.module:factory")
     checks.number("task.oversample", task.oversample, 0, 64, open_low=True)
     checks.number("task.noise_sigma", task.noise_sigma, 0, open_low=True)
+
+
+def _check_model(model: ModelSettings, checks: Checks) -> None:
+    from_folder = model.kind in FOLDER_KINDS
+    if model.family is not None:  # else the missing folder is told where its family is looked for
+        checks.require(not from_folder or bool(model.path), "model.path is not set: folder of a converted checkpoint")
+    if model.class_id is not None:
+        checks.number("model.class_id", model.class_id, 0)
+    if model.image_size is not None:
+        checks.number("model.image_size", model.image_size, 8, 4096)
+    if model.latent_scale is not None:
+        checks.number("model.latent_scale", model.latent_scale, 0, open_low=True)
+    checks.number("model.guidance_scale", model.guidance_scale, 0, 100)
+    defaults = ModelSettings()
+    for name in ("class_id", "prompt", "guidance_scale", "latent_scale", "image_size"):
+        checks.require(
+            from_folder or getattr(model, name) == getattr(defaults, name),
+            f"model.{name}={getattr(model, name)}: only for model.kind {', '.join(FOLDER_KINDS)}; a custom prior takes "
+            "model.options",
+        )
 
 
 def _check_sampler(settings: RunSettings, checks: Checks) -> None:

@@ -157,6 +157,7 @@ VARIANTS = {
     "daps": ["compat=daps", "sampler.mcmc.tau=0.1"],
     "heun": ["sampler.ode.solver=heun", "sampler.annealing.schedule=ve"],
     "bfloat16": ["precision=bfloat16"],
+    "float16": ["precision=float16"],
     "family": ["sampler=latent_daps", "model.family=ldm", "sampler.mcmc.step_size=null", "sampler.mcmc.tau=null"],
     "one_level": ["sampler.annealing.num_steps=1", "num_samples=1"],
 }

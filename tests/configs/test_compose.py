@@ -11,6 +11,7 @@ import train_prior  # noqa: F401 (registers the schema)
 from operators.operator import Operator
 from runs.build import build_operator, build_sampler_settings
 from runs.command_line import CONFIG_DIR, compose_config
+from runs.family import follow_family
 from runs.settings import CompatSettings, RunSettings, resolve_chain, validate
 from training.settings import TrainingSettings
 from training.settings import validate as validate_training
@@ -20,6 +21,7 @@ NEEDS = {
     "data/npz": ["data.path=images.npz"],
     "model/embedded": ["model.path=prior"],
     "model/custom": ["model.target=mine:prior"],
+    "model/diffusers": ["model.path=owner/name", "model.family=sd"],
     "task/custom": ["task.target=operators.phase_retrieval:PhaseRetrieval", "+task.options.oversample=4"],
 }
 
@@ -41,7 +43,7 @@ def test_option(option):
     run = settings(f"{group}={name}", *NEEDS.get(option, []))
     assert isinstance(run, RunSettings)
     validate(run)
-    sampler = build_sampler_settings(run)
+    sampler, run = build_sampler_settings(run), follow_family(run)
     assert sampler.path[0] == run.sampler.annealing.sigma_max and sampler.path[-1] == 0
     assert sampler.num_levels == run.sampler.annealing.num_steps
     chain = resolve_chain(run)
@@ -61,7 +63,7 @@ def test_the_files_are_all_there():
 
 
 @pytest.mark.parametrize("sampler", options("sampler"))
-@pytest.mark.parametrize("family", ["pixel", "ldm", "cats64"])
+@pytest.mark.parametrize("family", ["pixel", "ldm", "sd", "cats64"])
 def test_every_sampler_fits_every_family(sampler, family):
     validate(settings(f"sampler={sampler}", f"model.family={family}"))
 

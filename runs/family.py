@@ -1,0 +1,67 @@
+"""Sampler values that follow the family of the prior (pixel, ldm, sd, ...), so that nobody chooses them twice."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runs.checks import SettingsError
+
+if TYPE_CHECKING:
+    from runs.settings import ModelSettings, RunSettings
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def prior_family(model: ModelSettings) -> str:
+    """``model.family``, or what the folder of a ``diffusers`` model shows it to be.
+
+    Raises:
+        SettingsError: it is null for another kind of model.
+        PriorError: there is no such folder.
+    """
+    if model.family is not None:
+        return model.family
+    if model.kind != "diffusers":
+        raise SettingsError("model.family is not set: choose pixel, ldm or sd")
+    if not model.path:
+        raise SettingsError("model.path is not set: a folder or a hub id")
+    from priors.diffusers_folder import open_folder
+
+    return open_folder(model.path, ROOT).family
+
+
+def follow_family(settings: RunSettings) -> RunSettings:
+    """The settings with every null of the sampler that ``sampler.families.<model.family>`` knows filled in.
+
+    MCMC values that stay null are those of ``task.mcmc.<model.family>``. Settings without nulls stay as they are.
+
+    Raises:
+        SettingsError: the annealing or the ODE has a value that is set nowhere.
+    """
+    family, sampler = prior_family(settings.model), settings.sampler
+    fallback = sampler.families.get(family)
+    parts = {
+        name: _filled(getattr(sampler, name), getattr(fallback, name, None)) for name in ("annealing", "ode", "mcmc")
+    }
+    for part in ("annealing", "ode"):
+        for name, value in vars(parts[part]).items():
+            if value is None:
+                raise SettingsError(
+                    f"sampler.{part}.{name} is not set and sampler.families has no value for model.family={family} "
+                    f"(it knows {', '.join(sampler.families) or 'none'}); choose e.g. sampler=latent_daps_small"
+                )
+    model = dataclasses.replace(settings.model, family=family)
+    return dataclasses.replace(settings, model=model, sampler=dataclasses.replace(sampler, **parts, families={}))
+
+
+def followed_config(config: dict[str, Any], settings: RunSettings) -> dict[str, Any]:
+    """A merged configuration with the values that :func:`follow_family` found."""
+    model = config["model"] | {"family": settings.model.family}
+    return config | {"model": model, "sampler": dataclasses.asdict(settings.sampler)}
+
+
+def _filled(given: Any, fallback: Any) -> Any:
+    nulls = [name for name, value in vars(given).items() if value is None]
+    return dataclasses.replace(given, **{name: getattr(fallback, name, None) for name in nulls})

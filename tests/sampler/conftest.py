@@ -1,0 +1,1 @@
+from tiny_checkpoints import checkpoints  # noqa: F401 (fixture)
