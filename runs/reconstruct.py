@@ -15,7 +15,7 @@ from evaluation.selection import Selection, select
 from operators.operator import Operator
 from priors.prior import Prior
 from runs.console import ProgressHook, TrajectoryHook
-from runs.hooks import HookPlan, optimization_record, repulsion_record
+from runs.hooks import HookPlan, optimization_record, repulsion_record, symmetry_record
 from runs.phases import ClockHook, PhaseClock
 from runs.plots import Snapshot, contact_sheet, measurement_picture, save_png, trajectory_figure
 from runs.record import Record, RunFolder
@@ -218,6 +218,7 @@ class Reconstructor:
                 "plausibility": selection.plausibility,
             },
             "repulsion": repulsion_record(self.plan, info),
+            "symmetry": symmetry_record(self.plan, info),
             "pruning": pruned,
             "optimization": optimization_record(info, result.particle_ids),
             "tau": self.settings.tau,

@@ -149,6 +149,7 @@ def build_metrics(records: list[Record], config: dict[str, Any]) -> dict[str, An
         "measurement": {"per_image": [{"image_id": r["image_id"], **r["measurement"]} for r in done]},
         "selection": {"per_image": [{"image_id": r["image_id"], **r["selection"]} for r in done if r["selection"]]},
         "repulsion": _repulsion(done),
+        "symmetry": _symmetry(done),
         "pruning": _per_image(done, "pruning"),
         "optimization": _per_image(done, "optimization"),
         "timing": _timing(done),
@@ -263,6 +264,15 @@ def _repulsion(done: list[Record]) -> dict[str, Any]:
         "active_steps": max((part["active_steps"] for _, part in parts), default=0),
         "seconds": sum((part["seconds"] for _, part in parts), 0.0),
         "per_step": [{"image_id": i, **row} for i, part in parts for row in part["per_step"]],
+    }
+
+
+def _symmetry(done: list[Record]) -> dict[str, Any]:
+    parts = [(r["image_id"], r["symmetry"]) for r in done if r.get("symmetry") is not None]  # older records lack it
+    return {
+        "moves": parts[0][1]["moves"] if parts else [],
+        "seconds": sum((part["seconds"] for _, part in parts), 0.0),
+        "per_image": [{"image_id": i, **row} for i, part in parts for row in part["tries"]],
     }
 
 
