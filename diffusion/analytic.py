@@ -1,5 +1,7 @@
 """Denoisers in closed form: the ground truth of the tests and the smallest priors."""
 
+import math
+
 import torch
 from torch import nn
 
@@ -61,11 +63,22 @@ class GaussianMixtureDenoiser(nn.Module):
         self.register_buffer("variances", stds.square())
 
     def forward(self, z: torch.Tensor, sigma: torch.Tensor | float) -> torch.Tensor:
-        sigma = torch.as_tensor(sigma, dtype=z.dtype, device=z.device).expand(len(z))
-        flat, means = z.flatten(1)[:, None], self.means.flatten(1)
-        total = self.variances + sigma[:, None].square()
-        offsets = flat - means
-        log_density = -0.5 * (offsets.square().sum(-1) / total + means.shape[1] * total.log())
-        responsibility = torch.softmax(self.log_weights + log_density, dim=1)
-        component = means + (self.variances / total)[..., None] * offsets
+        offsets, total = self._offsets(z, sigma)
+        responsibility = torch.softmax(self._log_joint(offsets, total), dim=1)
+        component = self.means.flatten(1) + (self.variances / total)[..., None] * offsets
         return (responsibility[..., None] * component).sum(1).reshape(z.shape)
+
+    def log_prob(self, z: torch.Tensor, sigma: torch.Tensor | float = 0.0) -> torch.Tensor:
+        r""":math:`\log p(z; \sigma)`, ``(P,)``: of the prior itself at sigma 0, else of its noisy latents."""
+        offsets, total = self._offsets(z, sigma)
+        constant = 0.5 * offsets.shape[-1] * math.log(2 * math.pi)
+        return torch.logsumexp(self._log_joint(offsets, total), dim=1) - constant
+
+    def _offsets(self, z: torch.Tensor, sigma: torch.Tensor | float) -> tuple[torch.Tensor, torch.Tensor]:
+        """``z - mu_k`` ``(P, K, n)`` and ``s_k^2 + sigma^2`` ``(P, K)``."""
+        sigma = torch.as_tensor(sigma, dtype=z.dtype, device=z.device).expand(len(z))
+        return z.flatten(1)[:, None] - self.means.flatten(1), self.variances + sigma[:, None].square()
+
+    def _log_joint(self, offsets: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
+        """``log w_k N(z; mu_k, total_k)`` ``(P, K)`` but for the constant ``-n/2 log(2 pi)``."""
+        return self.log_weights - 0.5 * (offsets.square().sum(-1) / total + offsets.shape[-1] * total.log())

@@ -1,10 +1,11 @@
-"""Top-level keys of the three hooks, and their checks."""
+"""Top-level keys of the hooks, and their checks."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pruning
 import repulsion
 import resample_opt
+import symmetry
 from operators import fienup
 from runs.checks import Checks
 
@@ -146,7 +147,37 @@ class StartKeys:
 
 
 @dataclass
-class HookKeys(RepulsionKeys, PruningKeys, ResamplingKeys, RestartKeys, OptimizationKeys, StartKeys):
+class SymmetryKeys:
+    """Moves between images of one amplitude; see :class:`symmetry.SymmetrySettings`.
+
+    Attributes:
+        symmetry_moves: some of ``window``, ``channels``, ``conjugate``, ``flip``, ``crossover``, in the order in which
+            they are made; empty is off.
+        symmetry_sigma_max: largest sigma at which they are made (``window`` has a key of its own).
+        symmetry_sigma_min: smallest sigma.
+        symmetry_window_sigma: ``window`` is made above this sigma.
+        symmetry_every: at every so many levels.
+        symmetry_margin: relative fall of the denoising loss that lets a flip pass.
+        symmetry_loss_tolerance: relative rise of the data loss that a flip may cost (what encoding loses).
+        symmetry_draws: noise draws of the denoising loss, a sigma.
+        symmetry_tau: standard deviation of the likelihood in acceptance ratios; null: the operator's noise.
+        symmetry_crossover_ratio: a loss above this many times the best makes a particle take the mean of the others.
+    """
+
+    symmetry_moves: list[str] = field(default_factory=list)
+    symmetry_sigma_max: float = 3.0
+    symmetry_sigma_min: float = 0.3
+    symmetry_window_sigma: float = 3.0
+    symmetry_every: int = 5
+    symmetry_margin: float = 0.02
+    symmetry_loss_tolerance: float = 0.1
+    symmetry_draws: int = 2
+    symmetry_tau: float | None = None
+    symmetry_crossover_ratio: float = 1.2
+
+
+@dataclass
+class HookKeys(RepulsionKeys, SymmetryKeys, PruningKeys, ResamplingKeys, RestartKeys, OptimizationKeys, StartKeys):
     """Keys of all hooks and of the start, at the top level of the configuration."""
 
 
@@ -161,6 +192,7 @@ def check_hooks(keys: HookKeys, num_samples: int, checks: Checks) -> None:
     _check_optimization(keys, checks)
     _check_resampling(keys, num_samples, checks)
     _check_start(keys, num_samples, checks)
+    _check_symmetry(keys, num_samples, checks)
 
 
 def _check_repulsion(keys: HookKeys, checks: Checks) -> None:
@@ -256,3 +288,25 @@ def _check_start(keys: HookKeys, num_samples: int, checks: Checks) -> None:
         f"start_restarts={keys.start_restarts}: each of the num_samples={num_samples} particles begins at a restart "
         "of its own",
     )
+
+
+def _check_symmetry(keys: HookKeys, num_samples: int, checks: Checks) -> None:
+    moves = keys.symmetry_moves
+    known = all(move in symmetry.MOVES for move in moves) and len(set(moves)) == len(moves)
+    checks.require(
+        known, f"symmetry_moves=[{','.join(moves)}]: allowed are {', '.join(symmetry.MOVES)}, each at most once"
+    )
+    checks.require(
+        "crossover" not in moves or num_samples > 1,
+        "symmetry_moves: crossover combines particles; it needs num_samples of at least 2",
+    )
+    checks.number("symmetry_sigma_min", keys.symmetry_sigma_min, 0)
+    checks.number("symmetry_sigma_max", keys.symmetry_sigma_max, keys.symmetry_sigma_min)
+    checks.number("symmetry_window_sigma", keys.symmetry_window_sigma, 0)
+    checks.number("symmetry_every", keys.symmetry_every, 1)
+    checks.number("symmetry_margin", keys.symmetry_margin, 0, 1)
+    checks.number("symmetry_loss_tolerance", keys.symmetry_loss_tolerance, 0)
+    checks.number("symmetry_draws", keys.symmetry_draws, 1)
+    if keys.symmetry_tau is not None:
+        checks.number("symmetry_tau", keys.symmetry_tau, 0, open_low=True)
+    checks.number("symmetry_crossover_ratio", keys.symmetry_crossover_ratio, 1)

@@ -1,4 +1,4 @@
-"""The three hooks of one run: which are on, in what order they are called, what they leave in the record."""
+"""The hooks of one run: which are on, in what order they are called, what they leave in the record."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +20,7 @@ from runs.rng import SHARED
 from runs.settings import RunSettings
 from runs.starts import WarmStart, build_start
 from sampler import NUM_TIMESTEPS, Hook, Info
+from symmetry import NEEDED_SYMMETRY, PARTICLE_COLUMNS, SymmetryMoves, SymmetrySettings
 
 
 def level_of(step: int, num_levels: int) -> int | None:
@@ -85,6 +86,8 @@ class HookPlan:
             hooks.append(Repulsion(self.prior, self.space, self._repulsion_settings(), self.path))
         if keys.resample_sigma > 0:
             hooks.append(Resampling(self._resampling_settings()))
+        if keys.symmetry_moves:
+            hooks.append(SymmetryMoves(self.prior, self.operator, symmetry_settings(keys, self.operator)))
         if self.prune_level is not None:
             loss_std = (floor.std.item() ** 2 + spread**2) ** 0.5
             pruning = self._pruning_settings()
@@ -167,15 +170,59 @@ class HookPlan:
         )
 
 
+def symmetry_settings(keys: HookKeys, operator: Operator) -> SymmetrySettings:
+    """What the keys say of the moves."""
+    return SymmetrySettings(
+        moves=tuple(keys.symmetry_moves),
+        sigma_max=keys.symmetry_sigma_max,
+        sigma_min=keys.symmetry_sigma_min,
+        window_sigma=keys.symmetry_window_sigma,
+        every=keys.symmetry_every,
+        margin=keys.symmetry_margin,
+        loss_tolerance=keys.symmetry_loss_tolerance,
+        draws=keys.symmetry_draws,
+        tau=operator.noise_sigma if keys.symmetry_tau is None else keys.symmetry_tau,
+        crossover_ratio=keys.symmetry_crossover_ratio,
+    )
+
+
+def check_symmetry_moves(keys: HookKeys, operator: Operator, path: torch.Tensor) -> None:
+    """Can this operator and these levels have the moves at all?
+
+    Raises:
+        SettingsError: the operator tells an image from its flip, or a move has no level.
+    """
+    moves = keys.symmetry_moves
+    if moves and NEEDED_SYMMETRY not in [s.name for s in operator.symmetries()]:
+        raise SettingsError(
+            f"symmetry_moves=[{','.join(moves)}]: the 180-degree flip is no symmetry of the operator {operator.name}; "
+            "use symmetry_moves=[]"
+        )
+    settings, sigmas = symmetry_settings(keys, operator), path[:-1].tolist()
+    made = {move for step, sigma in enumerate(sigmas) for move in settings.moves_at(step, sigma)}
+    for move in moves:
+        if move not in made:
+            band = (
+                f"of at least symmetry_window_sigma={settings.window_sigma:g}"
+                if move == "window"
+                else f"from symmetry_sigma_min={settings.sigma_min:g} to symmetry_sigma_max={settings.sigma_max:g}"
+            )
+            raise SettingsError(
+                f"symmetry_moves: {move} has no level: no sigma {band} at every {settings.every}th of {len(sigmas)} "
+                "levels; lower symmetry_every or widen the range"
+            )
+
+
 def build_hook_plan(
     settings: RunSettings, prior: Prior, operator: Operator, path: torch.Tensor, device: torch.device
 ) -> HookPlan:
     """The plan that the configuration asks for; loads the feature network where one is needed.
 
     Raises:
-        SettingsError, PriorError: see :func:`build_feature_space` and :func:`runs.starts.build_start`; or a hook would
-            act before the warm start.
+        SettingsError, PriorError: see :func:`check_symmetry_moves`, :func:`build_feature_space` and
+            :func:`runs.starts.build_start`; or a hook would act before the warm start.
     """
+    check_symmetry_moves(settings, operator, path)
     warm_start = build_start(settings, prior, operator, path)
     several = (settings.num_samples if settings.particle_ids is None else len(settings.particle_ids)) > 1
     needed = several and (settings.repulsion_scale > 0 or settings.repulsion_log)
@@ -278,4 +325,22 @@ def optimization_record(info: Info, particle_ids: list[int]) -> dict[str, Any] |
         "reason": of("reason", -1),
         "accepted": [any(row["accepted"][i] for row, i in own) for own in calls],
         "per_step": [{k: v for k, v in row.items() if k != "seconds"} for row in rows],
+    }
+
+
+def symmetry_record(plan: HookPlan, info: Info) -> dict[str, Any] | None:
+    """What each particle tried at each level; None if the moves are off."""
+    if not plan.keys.symmetry_moves:
+        return None
+    rows = info.rows.get("symmetry", [])
+    level, particle = ("step", "sigma", "t", "move", "rule"), PARTICLE_COLUMNS
+    tries = [
+        {n: row[n] for n in level} | {"particle_id": p} | {n: row[n][i] for n in particle}
+        for row in rows
+        for i, p in enumerate(row["particle_ids"])
+    ]
+    return {
+        "moves": list(plan.keys.symmetry_moves),
+        "seconds": sum(row["seconds"] for row in rows),
+        "tries": tries,
     }

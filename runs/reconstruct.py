@@ -16,7 +16,13 @@ from operators.operator import Operator
 from priors.prior import Prior
 from runs.console import ProgressHook, TrajectoryHook
 from runs.cost import Calls
-from runs.hooks import HookPlan, optimization_record, repulsion_record, resampling_record
+from runs.hooks import (
+    HookPlan,
+    optimization_record,
+    repulsion_record,
+    resampling_record,
+    symmetry_record,
+)
 from runs.phases import ClockHook, PhaseClock
 from runs.plots import Snapshot, contact_sheet, measurement_picture, save_png, trajectory_figure
 from runs.record import Record, RunFolder
@@ -231,6 +237,7 @@ class Reconstructor:
                 "channel_agreement": channel_agreement(result.images).tolist(),
             },
             "repulsion": repulsion_record(self.plan, info),
+            "symmetry": symmetry_record(self.plan, info),
             "pruning": pruned,
             "restarts": info.rows.get("restarts"),
             "resampling": resampling_record(self.plan, info),

@@ -150,6 +150,7 @@ def build_metrics(records: list[Record], config: dict[str, Any]) -> dict[str, An
         "selection": _selection(done),
         "start": _per_image(done, "start"),
         "repulsion": _repulsion(done),
+        "symmetry": _symmetry(done),
         "pruning": _per_image(done, "pruning"),
         "resampling": _per_image(done, "resampling"),
         "restarts": _restarts(done),
@@ -283,6 +284,15 @@ def _repulsion(done: list[Record]) -> dict[str, Any]:
         "active_steps": max((part["active_steps"] for _, part in parts), default=0),
         "seconds": sum((part["seconds"] for _, part in parts), 0.0),
         "per_step": [{"image_id": i, **row} for i, part in parts for row in part["per_step"]],
+    }
+
+
+def _symmetry(done: list[Record]) -> dict[str, Any]:
+    parts = [(r["image_id"], r["symmetry"]) for r in done if r.get("symmetry") is not None]  # older records lack it
+    return {
+        "moves": parts[0][1]["moves"] if parts else [],
+        "seconds": sum((part["seconds"] for _, part in parts), 0.0),
+        "per_image": [{"image_id": i, **row} for i, part in parts for row in part["tries"]],
     }
 
 

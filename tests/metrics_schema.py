@@ -175,6 +175,10 @@ def check_hooks(metrics):
     number(repulsion["seconds"], "repulsion.seconds")
     measured = ("sigma", "t", "scale", "mean_pairwise_distance", "repulsion_norm", "score_norm", "ratio")
     listed(repulsion["per_step"], "repulsion", lambda r, w: keys(r, w, "image_id", "step", *measured))
+    symmetry = metrics.get("symmetry", {"moves": [], "seconds": 0.0, "per_image": []})  # older files lack it
+    keys(symmetry, "symmetry", "moves", "seconds", "per_image")
+    fields = ("image_id", "step", "sigma", "t", "move", "rule", "particle_id", "loss_before", "loss_after", "accepted")
+    listed(symmetry["per_image"], "symmetry", lambda r, w: keys(r, w, *fields))
     fields = ("step", "sigma", "t", "losses", "distances", "kept", "pruned", "branched")
     listed(metrics["pruning"]["per_image"], "pruning", lambda r, w: keys(r, w, *fields))
     fields = ("iterations", "seconds", "initial_loss", "final_loss", "reason", "accepted")
