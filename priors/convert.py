@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from diffusers import DDIMScheduler
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from priors.conversion.checkpoint import read_state_dict, sha256
@@ -47,7 +48,7 @@ class Card:
         image_size: side in pixels.
         latent_scale: latents of the U-Net = this times those of the first stage.
         num_classes: rows of the class embedding, or None.
-        null_class: the class that means "none", or None.
+        null_class: the class that means "none" (the last of latent diffusion's 1001), or None.
         learned_sigma: the original predicts a variance, which is dropped.
     """
 
@@ -99,6 +100,8 @@ def convert_checkpoint(
             or not finite; or ``target`` exists and holds something else.
     """
     source, target = Path(source), Path(target)
+    if os.path.lexists(target):
+        _existing_card(target)
     report(f"opening {source}")
     state = read_state_dict(source)
     try:
@@ -140,7 +143,7 @@ def _read(state: State, name: str, ema: bool, architecture: Mapping[str, Any] | 
 
 def _card(source: Path, family: str, contents: Contents, keys: int, architecture: dict[str, Any], size: int) -> Card:
     parts = {UNET: contents.unet} | ({VAE: contents.vae} if contents.vae else {})
-    classes = None if contents.classes is None else len(contents.classes)
+    classes = contents.architecture.classes if contents.classes is None else len(contents.classes)
     return Card(
         family=family,
         source_file=source.name,
@@ -157,16 +160,20 @@ def _card(source: Path, family: str, contents: Contents, keys: int, architecture
         image_size=size,
         latent_scale=contents.latent_scale,
         num_classes=classes,
-        null_class=None if classes is None else classes - 1,
+        null_class=None if contents.classes is None else classes - 1,
         learned_sigma=contents.architecture.learned_sigma,
     )
 
 
-def _existing(target: Path, card: Card) -> Card:
-    """The card of ``target`` if it is the same conversion."""
+def _existing_card(target: Path) -> Card:
     if not (target / CARD).is_file():
         raise PriorError(f"{target} exists and is no converted checkpoint: choose another folder or remove it")
-    found = read_card(target)
+    return read_card(target)
+
+
+def _existing(target: Path, card: Card) -> Card:
+    """The card of ``target`` if it is the same conversion."""
+    found = _existing_card(target)
     different = [key for key in IDENTITY if getattr(found, key) != getattr(card, key)]
     if different:
         values = ", ".join(f"{key}={getattr(found, key)}" for key in different)
@@ -196,9 +203,10 @@ def _write(
         (folder / CARD).write_text(json.dumps(asdict(card), indent=1) + "\n")
         folder.chmod(0o755)
         folder.rename(target)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+    except (OSError, SafetensorError) as error:
+        raise PriorError(f"{target} cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)  # after a rename there is none
 
 
 def _write_network(folder: Path, part: Part) -> None:

@@ -26,7 +26,8 @@ def summary(card: Card, target: Path) -> str:
     lines += [f"  dropped {n} {prefix}: {card.reasons[prefix]}" for prefix, n in card.dropped.items()]
     lines += [f"  dropped rows {a}-{b - 1} of {key}: learned variance" for key, (a, b) in card.dropped_rows.items()]
     if card.num_classes:
-        lines.append(f"  {card.num_classes} classes, {card.null_class} is 'none'")
+        null = "none of them is 'none'" if card.null_class is None else f"{card.null_class} is 'none'"
+        lines.append(f"  {card.num_classes} classes, {null}")
     return "\n".join(lines)
 
 

@@ -53,9 +53,11 @@ def read_state_dict(path: Path) -> State:
         PriorError: the file is absent, is no checkpoint, is damaged, or refers to code; one sentence each.
     """
     head = _head(path)
-    if head[8:9] == b"{" or path.suffix == ".safetensors":
+    if head[8:9] == b"{":  # after the length of its header, safetensors begins with JSON
         return _read_safetensors(path)
     _refuse_other_files(path, head)
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
     content = _read_pickle(path)
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
@@ -99,7 +101,7 @@ def _refuse_other_files(path: Path, head: bytes) -> None:
         )
     if text.startswith(b"version https://git-lfs"):
         raise PriorError(f"{path} is a Git LFS pointer, not the checkpoint: fetch it with 'git lfs pull'")
-    if text.startswith(b"pk"):
+    if head.startswith(b"PK\x03\x04"):
         _refuse_other_zips(path)
 
 

@@ -116,14 +116,9 @@ def _recognised(names: Shapes) -> str:
             "this is a Stable Diffusion checkpoint, which is read as a diffusers folder instead (model.path)"
         )
     if any(n.startswith(UNET) for n in starts):
-        attended = any(".transformer_blocks." in n or n.startswith(CLASSES) for n in starts)
+        attended = any(n.startswith(UNET) and ".transformer_blocks." in n for n in starts)
         return "ldm_imagenet256" if attended else "ldm_ffhq256"
     if any(n.startswith(("input_blocks.", "output_blocks.", "middle_block.")) for n in starts):
-        if any(n.startswith("label_emb.") for n in starts):
-            raise PriorError(
-                "this U-Net needs a class label (label_emb) and has none for 'no class';"
-                " use the unconditional one, 256x256_diffusion_uncond.pt"
-            )
         return "adm_ffhq256" if read_architecture(names).res_blocks == 1 else "adm_imagenet256"
     if any(n.startswith("down_blocks.") for n in starts):
         raise PriorError("these are weights of a diffusers network already: use their folder without conversion")

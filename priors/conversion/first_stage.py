@@ -11,14 +11,15 @@ import torch
 from diffusers import AutoencoderKL, VQModel
 from torch import nn
 
-from priors.conversion.mapping import Entry, Shapes, covers, pointwise, same, shapes_of
-from priors.conversion.unet import GROUPS, vote
+from priors.conversion.mapping import Entry, Shapes, covers, pointwise, same, shapes_of, sizes
+from priors.conversion.unet import GROUPS, IMAGE_CHANNELS, vote
 from priors.prior import PriorError
 
 BLOCK = re.compile(r"encoder\.down\.(\d+)\.block\.(\d+)\.(?:conv1|norm2|conv2)\.(?:weight|bias)")
 ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
 RESIDUAL = {"norm1": "norm1", "conv1": "conv1", "norm2": "norm2", "conv2": "conv2", "nin_shortcut": "conv_shortcut"}
 CODEBOOK = "quantize.embedding.weight"
+PUBLISHED_CODES = 8192
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def read_architecture(shapes: Shapes) -> FirstStageArchitecture:
     blocks: dict[int, set[int]] = {}
     for name, shape in shapes.items():
         if found := BLOCK.fullmatch(name):
-            widths.setdefault(int(found[1]), []).append(shape[0])
+            widths.setdefault(int(found[1]), []).extend(shape[:1])
             blocks.setdefault(int(found[1]), set()).add(int(found[2]))
     levels = range(len(widths))
     if not widths or set(widths) != set(levels):
@@ -68,9 +69,9 @@ def read_architecture(shapes: Shapes) -> FirstStageArchitecture:
         )
     latent = _latent_channels(shapes)
     return FirstStageArchitecture(
-        image_channels=shapes.get("encoder.conv_in.weight", (0, 3))[1],
+        image_channels=vote(sizes(shapes, ["encoder.conv_in.weight"], 1), IMAGE_CHANNELS),
         latent_channels=latent,
-        channels=tuple(vote(widths[i]) for i in levels),
+        channels=tuple(vote(widths[i], GROUPS) for i in levels),
         layers=vote(len(blocks[i]) for i in levels),
         attention=tuple(any(name.startswith(f"encoder.down.{i}.attn.") for name in shapes) for i in levels),
         middle_attention=any(name.startswith("encoder.mid.attn_1.") for name in shapes),
@@ -79,20 +80,18 @@ def read_architecture(shapes: Shapes) -> FirstStageArchitecture:
 
 
 def _latent_channels(shapes: Shapes) -> int:
-    columns = [shapes[k][1] for k in ("decoder.conv_in.weight",) if k in shapes]
-    rows = [shapes[f"post_quant_conv.{k}"][0] for k in ("weight", "bias") if f"post_quant_conv.{k}" in shapes]
-    return vote(columns + rows, default=3)
+    columns = sizes(shapes, ["decoder.conv_in.weight"], 1)
+    return vote(columns + sizes(shapes, ["post_quant_conv.weight", "post_quant_conv.bias"], 0), default=3)
 
 
 def _codebook(shapes: Shapes, latent: int) -> tuple[int, int] | None:
     """A Gaussian latent doubles the channels of the encoder's last convolutions, a codebook does not."""
     ends = ("encoder.conv_out.weight", "encoder.conv_out.bias")
-    doubled = [shapes[k][0] == 2 * latent for k in ends if k in shapes]
+    doubled = [rows == 2 * latent for rows in sizes(shapes, ends, 0)]
     if CODEBOOK not in shapes and (vote(doubled) or not doubled):
         return None
-    columns = [shapes[k][0] for k in ("quant_conv.weight", "quant_conv.bias") if k in shapes]
-    codes, width = shapes.get(CODEBOOK, (8192, latent))
-    return codes, vote([*columns, width])
+    widths = sizes(shapes, ["quant_conv.weight", "quant_conv.bias"], 0) + sizes(shapes, [CODEBOOK], 1)
+    return vote(sizes(shapes, [CODEBOOK], 0), PUBLISHED_CODES), vote(widths, latent)
 
 
 def build_network(architecture: FirstStageArchitecture, image_size: int, scale: float) -> nn.Module:

@@ -70,6 +70,11 @@ def shapes_of(state: State) -> Shapes:
     return {name: tuple(value.shape) for name, value in state.items()}
 
 
+def sizes(shapes: Shapes, names: Iterable[str], axis: int) -> list[int]:
+    """The sizes along ``axis`` of those tensors that exist and have this axis."""
+    return [shapes[name][axis] for name in names if len(shapes.get(name, ())) > axis]
+
+
 def same(source: str, target: str, shapes: Shapes) -> Entry:
     """The tensor as it is."""
     return Entry(source, (target,), shapes[target], lambda value: (value,))

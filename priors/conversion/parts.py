@@ -7,7 +7,7 @@ from torch import nn
 
 from priors.conversion import first_stage, unet_mapping
 from priors.conversion.families import CLASSES, EMA, FIRST_STAGE, UNET, Family, Options, dotless, strip
-from priors.conversion.mapping import Entry, Problems, Shapes, State, convert, expected, shapes_of
+from priors.conversion.mapping import Entry, Problems, Shapes, State, convert, expected, shapes_of, sizes
 from priors.conversion.unet import UNetArchitecture, read_architecture
 from priors.prior import PriorError
 
@@ -179,8 +179,8 @@ def _rest(contents: Contents, shapes: Shapes, family: Family) -> tuple[Shapes, S
     rest = {n: s for n, s in shapes.items() if not n.startswith(known) and n not in contents.dropped}
     wanted = {name: rest[name] for name in ("betas", "scale_factor") if name in rest}
     if family.classes:
-        rows = rest.get(CLASS_KEY, (0,))[0]
-        wanted[CLASS_KEY] = (rows, contents.architecture.context_dim)
+        rows = sizes(rest, [CLASS_KEY], 0) or [0]
+        wanted[CLASS_KEY] = (rows[0], contents.architecture.context_dim)
     return rest, wanted
 
 

@@ -11,11 +11,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from priors.conversion.mapping import Shapes
+from priors.conversion.mapping import Shapes, sizes
 from priors.prior import PriorError
 
 LAYER = re.compile(r"((?:input|output)_blocks\.\d+\.\d+|middle_block\.\d+)\.(.+)")
 GROUPS = 32
+IMAGE_CHANNELS = 3
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class UNetArchitecture:
         resblock_updown: residual blocks resample, instead of convolutions.
         scale_shift: the time embedding scales and shifts, instead of only shifting.
         context_dim: width of the cross attention's context; None for plain self-attention.
+        classes: rows of the label embedding that is added to the time embedding, or None.
         depth: transformer blocks an attention layer.
         linear: a transformer's projections are linear layers, instead of 1x1 convolutions.
     """
@@ -43,6 +45,7 @@ class UNetArchitecture:
     resblock_updown: bool
     scale_shift: bool
     context_dim: int | None
+    classes: int | None = None
     depth: int = 1
     linear: bool = False
 
@@ -85,24 +88,25 @@ def read_architecture(shapes: Shapes) -> UNetArchitecture:
     return UNetArchitecture(
         in_channels=in_channels,
         out_channels=out_channels,
-        channels=tuple(vote(_widths(layers, names)) for names in blocks),
+        channels=tuple(vote(_widths(layers, names), GROUPS) for names in blocks),
         res_blocks=res_blocks,
         attention=tuple(any(_kind(layers.get(_after(n))) == "attention" for n in names) for names in blocks),
         resblock_updown=vote(ups) == "residual",
         scale_shift=bool(vote(_scale_shifts(layers))),
+        classes=vote(sizes(shapes, ["label_emb.weight"], 0)),
         **_transformer(layers),
     )
 
 
 def _outer_channels(shapes: Shapes) -> tuple[int, int]:
     """Input and output channels; where one tensor disagrees, the two that fit each other count."""
-    inputs = shapes.get("input_blocks.0.0.weight", (0, 0))[1]
-    outputs = [shapes[name][0] for name in ("out.2.weight", "out.2.bias") if name in shapes]
-    fitting = [rows for rows in outputs if rows in (inputs, 2 * inputs)]
-    rows = vote(fitting) or vote(outputs, default=inputs)
-    if not fitting:
-        inputs = rows // 2 if rows == 6 else rows
-    return inputs, rows
+    inputs = vote(sizes(shapes, ["input_blocks.0.0.weight"], 1))
+    outputs = sizes(shapes, ["out.2.weight", "out.2.bias"], 0)
+    fitting = [rows for rows in outputs if inputs and rows in (inputs, 2 * inputs)]
+    if fitting:
+        return inputs, vote(fitting)
+    rows = vote(outputs, default=inputs or IMAGE_CHANNELS)
+    return (IMAGE_CHANNELS if rows == 2 * IMAGE_CHANNELS else rows), rows
 
 
 def _level_blocks(level: int, levels: int, res_blocks: int) -> list[str]:
@@ -126,14 +130,14 @@ def _kind(layer: Shapes | None) -> str:
 
 
 def _widths(layers: dict[str, Shapes], names: list[str]) -> list[int]:
-    ends = ("in_layers.2", "out_layers.0", "out_layers.3")
-    return [shape[0] for n in names for key, shape in layers.get(n, {}).items() if key.rpartition(".")[0] in ends]
+    leaves = [f"{n}.{leaf}" for n in ("in_layers.2", "out_layers.0", "out_layers.3") for leaf in ("weight", "bias")]
+    return [width for name in names for width in sizes(layers.get(name, {}), leaves, 0)]
 
 
 def _scale_shifts(layers: dict[str, Shapes]) -> list[bool]:
     found = []
     for layer in layers.values():
-        rows, width = layer.get("emb_layers.1.bias"), layer.get("out_layers.0.weight")
+        rows, width = (sizes(layer, [name], 0) for name in ("emb_layers.1.bias", "out_layers.0.weight"))
         found += [rows[0] == 2 * width[0]] if rows and width else []
     return found
 
@@ -143,7 +147,7 @@ def _transformer(layers: dict[str, Shapes]) -> dict[str, Any]:
     for layer in layers.values():
         inner = [int(found[1]) for key in layer if (found := re.match(r"transformer_blocks\.(\d+)\.", key))]
         depths += [1 + max(inner)] if inner else []
-        contexts += [shape[1] for key, shape in layer.items() if re.search(r"attn2\.to_[kv]\.weight", key)]
+        contexts += sizes(layer, [key for key in layer if re.search(r"attn2\.to_[kv]\.weight", key)], 1)
         projections += [len(shape) == 2 for key, shape in layer.items() if re.match(r"proj_(in|out)\.weight", key)]
     if not contexts:
         return {"context_dim": None}

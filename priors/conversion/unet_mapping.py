@@ -32,6 +32,7 @@ OUTER = {
     "input_blocks.0.0": "conv_in",
     "time_embed.0": "time_embedding.linear_1",
     "time_embed.2": "time_embedding.linear_2",
+    "label_emb": "class_embedding",
     "out.0": "conv_norm_out",
     "out.2": "conv_out",
 }
@@ -100,6 +101,7 @@ def _common(architecture: UNetArchitecture, sample_size: int) -> dict[str, Any]:
         "resnet_time_scale_shift": "scale_shift" if architecture.scale_shift else "default",
         "norm_num_groups": GROUPS,
         "norm_eps": 1e-5,
+        "num_class_embeds": architecture.classes,
         "flip_sin_to_cos": True,
         "freq_shift": 0,
     }
