@@ -12,11 +12,11 @@ import torch
 from diffusion.mcmc import ChainSettings
 from diffusion.paths import PATHS
 from operators.operator import Operator
-from operators.phase_retrieval import PhaseRetrieval
 from priors.embedded import load_embedded
 from priors.prior import Prior, PriorError, in_bfloat16
 from runs.checks import SettingsError
-from runs.settings import RunSettings, TaskSettings, resolve_chain
+from runs.operators import OPERATORS
+from runs.settings import RunSettings, TaskSettings, operator_arguments, resolve_chain
 from sampler import SamplerSettings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -80,10 +80,20 @@ def build_prior(settings: RunSettings, device: torch.device) -> Prior:
 
 
 def build_operator(task: TaskSettings) -> Operator:
-    """The measurement operator that ``settings.task`` names."""
-    if task.kind == "custom":
-        return call_target("task.target", task.target, Operator, **task.options)
-    return PhaseRetrieval(task.oversample, task.noise_sigma)
+    """The measurement operator that ``settings.task`` names.
+
+    Raises:
+        SettingsError: the factory cannot be called or refuses its arguments, or weights are missing.
+    """
+    try:
+        if task.kind == "custom":
+            return call_target("task.target", task.target, Operator, **task.options)
+        return OPERATORS[task.kind](**task.options, **operator_arguments(task))
+    except SettingsError:
+        raise
+    except ValueError as error:
+        where = f"task.target={task.target}: " if task.kind == "custom" else "task.options."
+        raise SettingsError(f"{where}{error}") from error
 
 
 def build_sampler_settings(settings: RunSettings) -> SamplerSettings:

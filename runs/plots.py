@@ -31,8 +31,13 @@ def show(axis: Axes, x: torch.Tensor, title: str, colour: str = "black") -> None
     axis.axis("off")
 
 
-def measurement_picture(y: torch.Tensor) -> torch.Tensor:
-    """Log magnitude of a measurement ``(C, H, W)``, scaled to [-1, 1] for display; other shapes are flattened."""
+def measurement_picture(y: torch.Tensor, image_like: bool = False) -> torch.Tensor:
+    """A measurement for display: an image as it is, others as the log magnitude of ``(C, H, W)`` scaled to [-1, 1].
+
+    Other shapes are flattened to a row.
+    """
+    if image_like and y.ndim == 3 and y.shape[0] in (1, 3):
+        return y
     plane = y if y.ndim == 3 else y.reshape(1, 1, -1)
     values = torch.log10(plane.abs().mean(0, keepdim=True) + 1e-2)
     low, high = values.min(), values.max()

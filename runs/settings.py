@@ -17,12 +17,13 @@ from diffusion.paths import ENDS, PATHS
 from diffusion.pfode import SOLVERS
 from runs.checks import Checks, SettingsError
 from runs.hook_settings import HookKeys, check_hooks
+from runs.operators import OPERATORS, check_options
 
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("float32", "bfloat16")
 DATA_KINDS = ("demo", "folder", "npz")
 MODEL_KINDS = ("embedded", "ldm", "custom")
-TASK_KINDS = ("phase_retrieval", "custom")
+TASK_KINDS = (*OPERATORS, "custom")
 SPLITS = ("test", "validation", "train")
 PRIOR_TERMS = ("gaussian", "exact")
 TIMESTEP_MAPS = ("native", "vp")
@@ -93,9 +94,10 @@ class TaskSettings:
     """The measurement.
 
     Attributes:
-        kind: ``phase_retrieval`` or ``custom``.
+        kind: ``phase_retrieval``, ``down_sampling``, ``inpainting``, ``inpainting_rand``, ``gaussian_blur``,
+            ``motion_blur``, ``nonlinear_blur``, ``hdr`` or ``custom``.
         target: for ``custom``: ``package.module:factory``, called with ``options``, returns an Operator.
-        options: handed to the factory.
+        options: handed to the factory; for the other kinds the parameters of the operator (:mod:`runs.operators`).
         oversample: padding of phase retrieval in eighths of the side.
         noise_sigma: standard deviation of the measurement noise.
         mcmc: MCMC values per prior family.
@@ -198,6 +200,12 @@ class RunSettings(HookKeys):
     compat: CompatSettings = field(default_factory=CompatSettings)
 
 
+def operator_arguments(task: TaskSettings) -> dict[str, float]:
+    """Arguments of the operator that have keys of their own beside ``task.options``."""
+    padding = {"oversample": task.oversample} if task.kind == "phase_retrieval" else {}
+    return {**padding, "noise_sigma": task.noise_sigma}
+
+
 NOT_IN_HASH = ("save_dir", "name", "device", "gpu", "use_tpu", "save_trajectory")
 
 
@@ -272,6 +280,8 @@ def _check_parts(settings: RunSettings, checks: Checks) -> None:
     checks.require(task.kind != "custom" or bool(task.target), "task.target is not set: package.module:factory")
     checks.number("task.oversample", task.oversample, 0, 64, open_low=True)
     checks.number("task.noise_sigma", task.noise_sigma, 0, open_low=True)
+    if task.kind in OPERATORS:
+        check_options(task.kind, task.options, operator_arguments(task), checks)
 
 
 def _check_sampler(settings: RunSettings, checks: Checks) -> None:
