@@ -84,11 +84,12 @@ class BlurNetwork(nn.Module):
         channels: features (64).
         front_blocks: residual blocks before the code (10).
         back_blocks: residual blocks after it (20).
+        width: features at full resolution (64).
     """
 
-    def __init__(self, channels: int = 64, front_blocks: int = 10, back_blocks: int = 20) -> None:
+    def __init__(self, channels: int = 64, front_blocks: int = 10, back_blocks: int = 20, width: int = 64) -> None:
         super().__init__()
-        leaky, width = nn.LeakyReLU(0.1), 64
+        leaky = nn.LeakyReLU(0.1)
         self.code_channels = 8 * channels
         self.feature_extractor = nn.Sequential(
             *(nn.Conv2d(3, channels, 3, padding=1), leaky),

@@ -93,9 +93,10 @@ def load_blur_network(path: Path) -> BlurNetwork:
     return network
 
 
-def _blur_network_size(state: Mapping[str, torch.Tensor]) -> tuple[int, int, int]:
+def _blur_network_size(state: Mapping[str, torch.Tensor]) -> tuple[int, int, int, int]:
     blocks = [sum(k.startswith(part) and k.endswith("conv1.weight") for k in state) for part in ("feature", "recon")]
-    return len(state["feature_extractor.0.weight"]), *blocks
+    width = state[f"recon_trunk.{blocks[1] + 6}.weight"].shape[1]
+    return len(state["feature_extractor.0.weight"]), *blocks, width
 
 
 def option_types(kind: str) -> dict[str, Any]:
