@@ -22,7 +22,7 @@ from runs.command_line import CONFIG_DIR, FAILED, INTERRUPTED, fail, register, r
 from runs.console import results_table
 from runs.hooks import build_hook_plan
 from runs.images import DataError, load_images, load_measurements
-from runs.operators import operator_of_image, operators_of_measurements
+from runs.operators import measurement_shape, operator_of_image, operators_of_measurements
 from runs.reconstruct import Problem, Reconstructor
 from runs.record import RunFolder
 from runs.rng import measurement_generator
@@ -37,7 +37,7 @@ def load_problems(settings: RunSettings, prior: Prior, operator: Operator, devic
     """The measurements of this run: given ones, or simulated from images."""
     data = settings.data
     if data.measurement is not None:
-        shape = operator.measurement_shape(prior.image_shape)
+        shape = measurement_shape(operator, prior.image_shape)
         y, ids = load_measurements(Path(data.measurement), shape, data.start_id, data.end_id)
         operators = operators_of_measurements(operator, Path(data.measurement), ids, prior.image_shape)
         given = zip(ids, y.to(device), operators, strict=True)

@@ -6,8 +6,6 @@ Modules carry the names of its published weights (``GOPRO_wVAE.pth``), without t
 import torch
 from torch import nn
 
-NUM_DOWN = 5
-
 
 class ResidualBlock(nn.Module):
     """``x + conv2(relu(conv1(x)))``."""
@@ -71,7 +69,7 @@ class Adapter(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.model = AdapterLevel([channels * min(2**level, 8) for level in range(NUM_DOWN)] + [channels * 8], True)
+        self.model = AdapterLevel([channels * factor for factor in (1, 1, 2, 4, 8, 8)], outermost=True)
 
     def forward(self, x: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
         return self.model(x, code)

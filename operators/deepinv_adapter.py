@@ -22,7 +22,7 @@ class PhysicsOperator(Operator):
         physics: an object with ``A``; ``A_adjoint`` where it is linear; moved with ``to(device)`` where it can be.
         noise_sigma: standard deviation of the noise on ``y``; None: ``physics.noise_model.sigma``.
         data_range: ``unit`` (deepinv's images are in [0, 1]) or ``symmetric`` ([-1, 1]).
-        image_like: draw the measurement as an image.
+        image_like: ``y`` is an image in the same range, and drawn so.
 
     Raises:
         ValueError: no ``A``, no noise level, or an unknown range.
@@ -52,8 +52,14 @@ class PhysicsOperator(Operator):
         return y
 
     def measurement_shape(self, image_shape: tuple[int, int, int]) -> tuple[int, ...]:
-        with torch.no_grad():
-            return tuple(self(torch.zeros(1, *image_shape)).shape[1:])
+        try:
+            with torch.no_grad():
+                return tuple(self(torch.zeros(1, *image_shape)).shape[1:])
+        except RuntimeError as error:
+            raise ValueError(f"{self.name}: cannot be applied to images of shape {image_shape}: {error}") from error
+
+    def picture(self, y: torch.Tensor) -> torch.Tensor | None:
+        return (y - (1 - self.slope)) / self.slope if self.image_like else None
 
     def objective(self, y: torch.Tensor) -> Objective:
         if not self.linear:

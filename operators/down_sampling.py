@@ -5,7 +5,7 @@ import math
 import torch
 
 from operators.operator import check_noise
-from operators.resampling import cubic, shrinking_matrix
+from operators.resampling import along_rows_and_columns, cubic, shrinking_matrix
 from operators.separable import SeparableOperator
 
 
@@ -39,3 +39,8 @@ class DownSampling(SeparableOperator):
 
     def matrix(self, size: int, image_shape: tuple[int, int, int]) -> torch.Tensor:
         return shrinking_matrix(size, self.scale_factor, cubic, reach=2)
+
+    def pseudo_inverse(self, y: torch.Tensor, image_shape: tuple[int, int, int]) -> torch.Tensor:
+        """:math:`A^+ y`: the smallest image with this measurement."""
+        rows, columns = (torch.linalg.pinv(self.matrix(side, image_shape)).to(y) for side in image_shape[1:])
+        return along_rows_and_columns(y, rows, columns)

@@ -1,5 +1,7 @@
 """Gaussian blur."""
 
+import math
+
 import torch
 
 from operators.operator import check_noise, check_reference_side, pixels
@@ -36,8 +38,8 @@ class GaussianBlur(SeparableOperator):
         noise_sigma: float = 0.05,
     ) -> None:
         super().__init__()
-        if not std > 0:
-            raise ValueError(f"std={std}: must be positive")
+        if not 0 < std < math.inf:
+            raise ValueError(f"std={std}: must be positive and finite")
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f"kernel_size={kernel_size}: must be odd and at least 1")
         self.std, self.kernel_size = float(std), kernel_size
@@ -53,6 +55,10 @@ class GaussianBlur(SeparableOperator):
 
     def matrix(self, size: int, image_shape: tuple[int, int, int]) -> torch.Tensor:
         return filtering_matrix(size, gaussian_weights(self._std(image_shape), self._radius(image_shape)))
+
+    def pseudo_inverse(self, y: torch.Tensor, image_shape: tuple[int, int, int]) -> torch.Tensor:
+        """``y`` itself: undoing the kernel would amplify the noise without bound."""
+        return y
 
     def _std(self, image_shape: tuple[int, int, int]) -> float:
         return pixels(self.std, image_shape, self.reference_side)

@@ -1,5 +1,7 @@
 """High dynamic range: recover an image from an overexposed one."""
 
+import math
+
 import torch
 
 from operators.operator import Objective, Operator, check_noise
@@ -21,8 +23,8 @@ class HighDynamicRange(Operator):
     name, image_like = "hdr", True
 
     def __init__(self, scale: float = 2.0, noise_sigma: float = 0.05) -> None:
-        if not scale > 1:
-            raise ValueError(f"scale={scale}: must be greater than 1")
+        if not 1 < scale < math.inf:
+            raise ValueError(f"scale={scale}: must be greater than 1 and finite")
         self.scale, self.noise_sigma = float(scale), check_noise(noise_sigma)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:

@@ -1,5 +1,8 @@
 """Nonlinear blur by a trained network."""
 
+from copy import deepcopy
+from functools import cache
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -27,16 +30,21 @@ class NonlinearBlur(Operator):
     def __init__(self, network: nn.Module, code: torch.Tensor, noise_sigma: float = 0.05) -> None:
         self.network, self.code = network.eval().requires_grad_(False), code
         self.noise_sigma = check_noise(noise_sigma)
+        self._placed = cache(self._placed_on)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        network = self.network.to(x.device, x.dtype)
+        network = self._placed(x.dtype, x.device)
         large = resized(x / 2 + 0.5, (NETWORK_SIDE, NETWORK_SIDE))
         blurred = resized(network(large, self.code.to(x)), x.shape[-2:])
         return (2 * blurred - 1).clamp(-1, 1)
 
+    def _placed_on(self, dtype: torch.dtype, device: torch.device) -> nn.Module:
+        fits = all(p.dtype == dtype and p.device == device for p in self.network.parameters())
+        return self.network if fits else deepcopy(self.network).to(device, dtype)
+
     def measurement_shape(self, image_shape: tuple[int, int, int]) -> tuple[int, ...]:
         if image_shape[0] != 3:
-            raise ValueError(f"kind=nonlinear_blur: the network blurs colour images, not {image_shape[0]} channel(s)")
+            raise ValueError(f"the network blurs colour images, not {image_shape[0]} channel(s)")
         return tuple(image_shape)
 
     def pseudo_inverse(self, y: torch.Tensor, image_shape: tuple[int, int, int]) -> torch.Tensor:

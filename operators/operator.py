@@ -47,7 +47,7 @@ class Operator(ABC):
     Attributes:
         name: for records.
         noise_sigma: standard deviation of the noise on every entry of ``y``.
-        image_like: ``y`` is itself an image ``(C, h, w)`` in about [-1, 1] and can be looked at.
+        image_like: ``y`` is itself an image ``(C, h, w)`` in about [-1, 1].
         part_name: what a random operator draws (``mask``, ``kernel``); None for a deterministic one.
         part: the drawn part; None until :meth:`for_image` or :meth:`with_part` has set it.
         per_image: draw the part anew for each image; otherwise all images of a run share one.
@@ -76,6 +76,10 @@ class Operator(ABC):
             ValueError: the part has a wrong shape or wrong values, or the operator has none.
         """
         raise ValueError(f"{self.name} has no random part")
+
+    def picture(self, y: torch.Tensor) -> torch.Tensor | None:
+        """One measurement as an image ``(C, h, w)`` in [-1, 1] to look at; None where it is no image."""
+        return y if self.image_like else None
 
     def pseudo_inverse(self, y: torch.Tensor, image_shape: tuple[int, int, int]) -> torch.Tensor | None:
         """A plain image ``(B, C, H, W)`` from ``y`` without a prior, to compare with; None where there is none."""

@@ -10,14 +10,13 @@ from operators.resampling import along_rows_and_columns
 
 
 class SeparableOperator(LinearOperator):
-    r"""Two small matrix products per channel, which also give the adjoint :math:`R^T y C` and the pseudo-inverse.
+    r"""Two small matrix products per channel, which also give the adjoint :math:`R^T y C`.
 
     Matrices are computed once for each (size, dtype, device).
     """
 
     def __init__(self) -> None:
         self._cached_matrix = cache(self._matrix_on)
-        self._cached_inverse = cache(self._inverse_on)
 
     @abstractmethod
     def matrix(self, size: int, image_shape: tuple[int, int, int]) -> torch.Tensor:
@@ -30,12 +29,6 @@ class SeparableOperator(LinearOperator):
         rows, columns = self._matrices(y, image_shape)
         return along_rows_and_columns(y, rows.mT, columns.mT)
 
-    def pseudo_inverse(self, y: torch.Tensor, image_shape: tuple[int, int, int]) -> torch.Tensor:
-        """:math:`A^+ y`, least squares of least norm, singular values below 0.1 of the largest left out."""
-        shape = tuple(image_shape)
-        rows, columns = (self._cached_inverse(size, shape, y.dtype, y.device) for size in shape[1:])
-        return along_rows_and_columns(y, rows, columns)
-
     def _matrices(self, like: torch.Tensor, image_shape: tuple[int, int, int]) -> tuple[torch.Tensor, torch.Tensor]:
         shape = tuple(image_shape)
         rows, columns = (self._cached_matrix(size, shape, like.dtype, like.device) for size in shape[1:])
@@ -45,8 +38,3 @@ class SeparableOperator(LinearOperator):
         self, size: int, image_shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device
     ) -> torch.Tensor:
         return self.matrix(size, image_shape).to(device, dtype)
-
-    def _inverse_on(
-        self, size: int, image_shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device
-    ) -> torch.Tensor:
-        return torch.linalg.pinv(self.matrix(size, image_shape), rtol=0.1).to(device, dtype)

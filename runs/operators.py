@@ -149,6 +149,24 @@ def _type_name(kind: type) -> str:
     return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(kind, "null")
 
 
+def measurement_shape(operator: Operator, image_shape: tuple[int, int, int]) -> tuple[int, ...]:
+    """Shape of the measurement of one image.
+
+    Raises:
+        SettingsError: the operator cannot be applied to images of this shape.
+    """
+    try:
+        return operator.measurement_shape(image_shape)
+    except ValueError as error:
+        raise _refusal(operator, error) from error
+
+
+def _refusal(operator: Operator, error: ValueError) -> SettingsError:
+    own = option_types(operator.name) if operator.name in OPERATORS else ()
+    named = str(error).split("=")[0] in own
+    return SettingsError(f"task.options.{error}" if named else f"task={operator.name}: {error}")
+
+
 def operator_of_image(operator: Operator, seed: int, image_id: int, image_shape: tuple[int, int, int]) -> Operator:
     """``operator`` with its random part drawn for one image, or for all images where it is shared.
 
@@ -165,7 +183,7 @@ def operator_of_image(operator: Operator, seed: int, image_id: int, image_shape:
     try:
         return operator.for_image(image_shape, generator)
     except ValueError as error:
-        raise SettingsError(f"task.options.{error}" if operator.name in OPERATORS else f"task: {error}") from error
+        raise _refusal(operator, error) from error
 
 
 def operators_of_measurements(

@@ -167,9 +167,9 @@ class Reconstructor:
         for particle, image in zip(result.particle_ids, result.images, strict=True):
             save_png(folder / "samples" / f"{problem.image_id:05d}_particle{particle}.png", image)
         tiles = [] if problem.truth is None else [(problem.truth[0], "truth", False)]
-        image_like = problem.operator.image_like
-        title = "measurement" if image_like else "measurement (log)"
-        tiles.append((measurement_picture(problem.y[0], image_like), title, False))
+        picture = problem.operator.picture(problem.y[0])
+        title = "measurement (log)" if picture is None else "measurement"
+        tiles.append((measurement_picture(problem.y[0], picture), title, False))
         for row, particle in enumerate(result.particle_ids):
             chosen = result.selection.index == row
             tiles.append((result.images[row], self._title(result, row, particle), chosen))

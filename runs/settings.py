@@ -265,8 +265,9 @@ def _check_parts(settings: RunSettings, checks: Checks) -> None:
     data, model, task = settings.data, settings.model, settings.task
     checks.choice("data.kind", data.kind, DATA_KINDS)
     checks.choice("data.split", data.split, SPLITS)
-    checks.require(data.kind != "folder" or bool(data.dir), "data.dir is not set: name a folder of images")
-    checks.require(data.kind != "npz" or bool(data.path), "data.path is not set: name an .npz file of images")
+    images = None if data.measurement is not None else data.kind  # given measurements need no images
+    checks.require(images != "folder" or bool(data.dir), "data.dir is not set: name a folder of images")
+    checks.require(images != "npz" or bool(data.path), "data.path is not set: name an .npz file of images")
     checks.number("data.start_id", data.start_id, 0)
     if data.end_id is not None:
         checks.require(

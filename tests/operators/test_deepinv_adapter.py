@@ -68,6 +68,18 @@ def test_gradient(physics, data_range):
     assert ((ahead - behind) / (2 * step)).item() == pytest.approx(expected, rel=1e-6)
 
 
+def test_a_measurement_that_is_an_image_is_shown_in_its_own_range():
+    y = images(1, SHAPE)[0]
+    assert from_physics(Rows()).picture(y) is None
+    torch.testing.assert_close(from_physics(Rows(), image_like=True).picture(y), 2 * y - 1)
+    torch.testing.assert_close(from_physics(Rows(), data_range="symmetric", image_like=True).picture(y), y)
+
+
+def test_images_that_the_physics_cannot_take_are_refused():
+    with pytest.raises(ValueError, match=r"deepinv_Rows: cannot be applied to images of shape \(3, 6, 4\)"):
+        from_physics(Rows()).measurement_shape((3, 6, 4))
+
+
 def test_plain_image():
     operator, x = from_physics(Rows()), images(2, SHAPE, dtype=F64)
     torch.testing.assert_close(operator.pseudo_inverse(operator(x), SHAPE)[:, :, ::2], x[:, :, ::2])

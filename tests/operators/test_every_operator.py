@@ -73,15 +73,15 @@ def test_batch_is_a_loop_over_single_images(make):
 
 @each
 def test_noise_floor_is_the_loss_at_the_truth(make):
-    count, operator = 3000, bound(make)
+    count, operator = 1000, bound(make)
     x = images(1).expand(count, *SHAPE)
     y = measured(operator, x)
     floor = operator.noise_floor(y)
     assert floor.mean.shape == floor.std.shape == (count,)
     excess = operator.loss(x, y) - floor.mean
     assert excess.mean().abs() < 4 * excess.std() / count**0.5
-    assert excess.std().item() == pytest.approx(floor.std[0].item(), rel=0.07)
-    assert floor.mean.mean().item() == pytest.approx(y[0].numel() * 0.05**2, rel=0.02)
+    assert excess.std().item() == pytest.approx(floor.std[0].item(), rel=0.12)
+    assert floor.mean.mean().item() == pytest.approx(y[0].numel() * 0.05**2, rel=0.03)
 
 
 @each

@@ -78,7 +78,7 @@ WRONG = {
     "flag for a number": ("hdr", {"scale": True}, "task.options.scale=True: must be a number"),
     "number for a flag": ("motion_blur", {"per_image": 1}, "task.options.per_image=1: must be true or false"),
     "null for a number": ("hdr", {"scale": None}, "task.options.scale=None: must be a number"),
-    "out of range": ("hdr", {"scale": 0.5}, "task.options.scale=0.5: must be greater than 1"),
+    "out of range": ("hdr", {"scale": 0.5}, "task.options.scale=0.5: must be greater than 1 and finite"),
     "text for a side": (
         "inpainting",
         {"reference_side": "big"},

@@ -92,6 +92,12 @@ REFUSED = {
 }
 
 
+def test_measurements_that_the_operator_cannot_make_are_refused(tiny_run, tmp_path):
+    np.savez(tmp_path / "y.npz", y=np.zeros((1, 3, 16, 16), np.float32))
+    outcome = tiny_run("task=down_sampling", "task.options.scale_factor=32", f"data.measurement={tmp_path}/y.npz")
+    assert outcome.status == 2 and "task.options.scale_factor=32: exceeds the image side 16" in outcome.err
+
+
 @pytest.mark.parametrize(("overrides", "message"), REFUSED.values(), ids=REFUSED)
 def test_refusals_are_one_line_and_leave_nothing(tiny_run, overrides, message):
     outcome = tiny_run(*overrides)
