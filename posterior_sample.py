@@ -24,6 +24,7 @@ from runs.cost import Calls, count_calls
 from runs.family import follow_family, followed_config
 from runs.hooks import build_hook_plan
 from runs.images import DataError, load_images, load_measurements
+from runs.operators import measurement_shape, operator_of_image, operators_of_measurements
 from runs.reconstruct import Problem, Reconstructor
 from runs.record import RunFolder
 from runs.rng import measurement_generator
@@ -38,22 +39,25 @@ def load_problems(settings: RunSettings, prior: Prior, operator: Operator, devic
     """The measurements of this run: given ones, or simulated from images."""
     data = settings.data
     if data.measurement is not None:
-        shape = operator.measurement_shape(prior.image_shape)
+        shape = measurement_shape(operator, prior.image_shape)
         y, ids = load_measurements(Path(data.measurement), shape, data.start_id, data.end_id)
-        given = zip(ids, y.to(device), strict=True)
-        return [Problem(i, f"measurement_{i:05d}", "measured", m[None], None) for i, m in given]
+        operators = operators_of_measurements(operator, Path(data.measurement), ids, prior.image_shape)
+        given = zip(ids, y.to(device), operators, strict=True)
+        return [Problem(i, f"measurement_{i:05d}", "measured", o, m[None], None) for i, m, o in given]
     images = load_images(data.kind, data.dir, data.path, data.split, data.start_id, data.end_id, prior.image_shape)
     problems = []
     for x, image_id, name, origin in zip(images.pixels, images.ids, images.names, images.origins, strict=True):
         truth = x[None]
-        y = operator.measure(truth, measurement_generator(settings.seed, image_id))
-        problems.append(Problem(image_id, name, origin, y.to(device), truth.to(device)))
+        own = operator_of_image(operator, settings.seed, image_id, prior.image_shape)
+        y = own.measure(truth, measurement_generator(settings.seed, image_id))
+        problems.append(Problem(image_id, name, origin, own, y.to(device), truth.to(device)))
     return problems
 
 
-def warn_of_noise(problems: list[Problem], operator: Operator) -> None:
+def warn_of_noise(problems: list[Problem]) -> None:
     """Say which measurements reveal another noise level than the configured one."""
     for problem in problems:
+        operator = problem.operator
         found = operator.estimated_noise_sigma(problem.y)
         if found is not None and abs(found.item() / operator.noise_sigma - 1) > NOISE_TOLERANCE:
             print(
@@ -86,12 +90,11 @@ def sample(settings: RunSettings, config: dict) -> list[int]:
     lpips = load_lpips(device)
     if lpips is None:
         print("LPIPS is left out: its weights are not on this machine (see README, LPIPS).")
-    warn_of_noise(problems, operator)
+    warn_of_noise(problems)
     folder.open()
     particles = settings.particle_ids or list(range(settings.num_samples))
     reconstructor = Reconstructor(
         prior,
-        operator,
         sampler_settings,
         plan,
         Evaluator(operator.symmetries(), lpips),

@@ -45,10 +45,48 @@ IDENTITY = Symmetry("identity", lambda x: x)
 
 
 class Operator(ABC):
-    """``y = A(x) + noise_sigma * N(0, 1)`` on images ``(B, C, H, W)`` in [-1, 1]; immutable once built."""
+    """``y = A(x) + noise_sigma * N(0, 1)`` on images ``(B, C, H, W)`` in [-1, 1]; immutable once built.
+
+    Attributes:
+        name: for records.
+        noise_sigma: standard deviation of the noise on every entry of ``y``.
+        image_like: ``y`` is itself an image ``(C, h, w)`` in about [-1, 1].
+        part_name: what a random operator draws (``mask``, ``kernel``); None for a deterministic one.
+        part: the drawn part; None until :meth:`for_image` or :meth:`with_part` has set it.
+        per_image: draw the part anew for each image; otherwise all images of a run share one.
+    """
 
     name: str
     noise_sigma: float
+    image_like: bool = False
+    part_name: str | None = None
+    part: torch.Tensor | None = None
+    per_image: bool = False
+
+    def for_image(self, image_shape: tuple[int, int, int], generator: torch.Generator) -> "Operator":
+        """The operator of one image ``(C, H, W)``, with what is random drawn from ``generator`` (a CPU generator).
+
+        Raises:
+            ValueError: the operator cannot be applied to images of this shape.
+        """
+        self.measurement_shape(image_shape)
+        return self
+
+    def with_part(self, part: torch.Tensor) -> "Operator":
+        """The operator with a given mask or kernel, as a measurement from elsewhere needs it.
+
+        Raises:
+            ValueError: the part has a wrong shape or wrong values, or the operator has none.
+        """
+        raise ValueError(f"{self.name} has no random part")
+
+    def picture(self, y: torch.Tensor) -> torch.Tensor | None:
+        """One measurement as an image ``(C, h, w)`` in [-1, 1] to look at; None where it is no image."""
+        return y if self.image_like else None
+
+    def pseudo_inverse(self, y: torch.Tensor, image_shape: tuple[int, int, int]) -> torch.Tensor | None:
+        """A plain image ``(B, C, H, W)`` from ``y`` without a prior, to compare with; None where there is none."""
+        return None
 
     @abstractmethod
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
@@ -102,3 +140,46 @@ class Operator(ABC):
     def symmetries(self) -> tuple[Symmetry, ...]:
         """The natural ambiguities, the identity first."""
         return (IDENTITY,)
+
+
+class LinearOperator(Operator):
+    """A linear ``A`` with its adjoint: loss and gradient ``2 A^T (A x - y)`` without automatic differentiation."""
+
+    @abstractmethod
+    def adjoint(self, y: torch.Tensor, image_shape: tuple[int, int, int]) -> torch.Tensor:
+        """``A^T y`` ``(B, C, H, W)``: ``<A x, y> = <x, A^T y>``."""
+
+    def objective(self, y: torch.Tensor) -> Objective:
+        def evaluate(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            with torch.no_grad():
+                residual = self(x) - y
+                return residual.square().flatten(1).sum(1), 2 * self.adjoint(residual, tuple(x.shape[1:]))
+
+        return evaluate
+
+
+def check_noise(noise_sigma: float) -> float:
+    """``noise_sigma`` as a float.
+
+    Raises:
+        ValueError: it is not positive.
+    """
+    if not noise_sigma > 0:
+        raise ValueError(f"noise_sigma={noise_sigma}: must be positive")
+    return float(noise_sigma)
+
+
+def pixels(value: float, image_shape: tuple[int, int, int], reference_side: int | None) -> float:
+    """A length given for images of ``reference_side`` px in pixels of ``image_shape`` (by its shorter side)."""
+    return value if reference_side is None else value * min(image_shape[1:]) / reference_side
+
+
+def check_reference_side(reference_side: int | None) -> int | None:
+    """``reference_side`` itself.
+
+    Raises:
+        ValueError: it is below 1.
+    """
+    if reference_side is not None and reference_side < 1:
+        raise ValueError(f"reference_side={reference_side}: must be at least 1, or null for lengths in pixels")
+    return reference_side

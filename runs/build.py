@@ -11,14 +11,14 @@ import torch
 from diffusion.mcmc import ChainSettings
 from diffusion.paths import PATHS
 from operators.operator import Operator
-from operators.phase_retrieval import PhaseRetrieval
 from priors.checkpoint import load_checkpoint
 from priors.diffusers_folder import LoadOptions, open_folder
 from priors.embedded import load_embedded
 from priors.prior import Prior, in_autocast
 from runs.checks import SettingsError
 from runs.family import ROOT, follow_family
-from runs.settings import FOLDER_KINDS, RunSettings, TaskSettings, resolve_chain
+from runs.operators import OPERATORS
+from runs.settings import FOLDER_KINDS, RunSettings, TaskSettings, operator_arguments, resolve_chain
 from sampler import SamplerSettings
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -96,10 +96,20 @@ def load_options(settings: RunSettings, device: torch.device, dtype: torch.dtype
 
 
 def build_operator(task: TaskSettings) -> Operator:
-    """The measurement operator that ``settings.task`` names."""
-    if task.kind == "custom":
-        return call_target("task.target", task.target, Operator, **task.options)
-    return PhaseRetrieval(task.oversample, task.noise_sigma)
+    """The measurement operator that ``settings.task`` names.
+
+    Raises:
+        SettingsError: the factory cannot be called or refuses its arguments, or weights are missing.
+    """
+    try:
+        if task.kind == "custom":
+            return call_target("task.target", task.target, Operator, **task.options)
+        return OPERATORS[task.kind](**task.options, **operator_arguments(task))
+    except SettingsError:
+        raise
+    except ValueError as error:
+        where = f"task.target={task.target}: " if task.kind == "custom" else "task.options."
+        raise SettingsError(f"{where}{error}") from error
 
 
 def build_sampler_settings(settings: RunSettings, prior: Prior | None = None) -> SamplerSettings:

@@ -31,8 +31,15 @@ def show(axis: Axes, x: torch.Tensor, title: str, colour: str = "black") -> None
     axis.axis("off")
 
 
-def measurement_picture(y: torch.Tensor) -> torch.Tensor:
-    """Log magnitude of a measurement ``(C, H, W)``, scaled to [-1, 1] for display; other shapes are flattened."""
+def measurement_picture(y: torch.Tensor, picture: torch.Tensor | None = None) -> torch.Tensor:
+    """A measurement for display: its ``picture`` where it is a grey or colour image, else the scaled log magnitude.
+
+    Args:
+        y: ``(C, H, W)``; other shapes are flattened to a row.
+        picture: what the operator takes it for, see :meth:`operators.operator.Operator.picture`.
+    """
+    if picture is not None and picture.ndim == 3 and picture.shape[0] in (1, 3):
+        return picture
     plane = y if y.ndim == 3 else y.reshape(1, 1, -1)
     values = torch.log10(plane.abs().mean(0, keepdim=True) + 1e-2)
     low, high = values.min(), values.max()

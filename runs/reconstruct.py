@@ -2,14 +2,14 @@
 
 import time
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from evaluation.metrics import Evaluator, Scores
+from evaluation.metrics import Evaluator, Scores, psnr_db
 from evaluation.modes import Modes, channel_agreement, find_modes, symmetry_index
 from evaluation.selection import Candidates, Selection, select
 from operators.operator import Operator
@@ -38,6 +38,7 @@ class Problem:
         image_id: id in the data set.
         name: for file names and tables.
         origin: photograph, synthetic, data or measured.
+        operator: of this image, with its mask or kernel.
         y: ``(1, ...)``.
         truth: ``(1, C, H, W)`` in [-1, 1], or None.
     """
@@ -45,6 +46,7 @@ class Problem:
     image_id: int
     name: str
     origin: str
+    operator: Operator
     y: torch.Tensor
     truth: torch.Tensor | None
 
@@ -79,7 +81,6 @@ class Reconstructor:
 
     Args:
         prior: the prior.
-        operator: the operator.
         settings: of the annealing loop.
         plan: repulsion, pruning and optimisation.
         evaluator: metrics against a truth.
@@ -94,7 +95,6 @@ class Reconstructor:
     def __init__(
         self,
         prior: Prior,
-        operator: Operator,
         settings: SamplerSettings,
         plan: HookPlan,
         evaluator: Evaluator,
@@ -105,7 +105,7 @@ class Reconstructor:
         calls: Calls,
         selection_rule: str = "loss",
     ) -> None:
-        self.prior, self.operator, self.settings, self.evaluator = prior, operator, settings, evaluator
+        self.prior, self.settings, self.evaluator = prior, settings, evaluator
         self.plan, self.calls, self.selection_rule = plan, calls, selection_rule
         self.folder, self.seed, self.particle_ids, self.save_trajectory = folder, seed, particle_ids, save_trajectory
 
@@ -129,17 +129,18 @@ class Reconstructor:
         device, clock, started = problem.y.device, PhaseClock(problem.y.device), time.perf_counter()
         calls_before = self.calls.copy()
         trajectory, info = TrajectoryHook(self.settings.num_levels), Info()
-        floor = self.operator.noise_floor(problem.y)
+        operator, plan = problem.operator, replace(self.plan, operator=problem.operator)
+        floor = operator.noise_floor(problem.y)
         streams, start, started_from = ParticleStreams(self.seed, problem.image_id), None, None
-        if self.plan.warm_start is not None:
-            start, started_from = self.plan.warm_start(problem.y, streams, self.particle_ids)
+        if plan.warm_start is not None:
+            start, started_from = plan.warm_start(problem.y, streams, self.particle_ids)
         first = 0 if start is None else start.level
         with tqdm(total=self.settings.num_levels - first, desc=problem.name, unit="level") as bar:
-            clock.enter(self.plan.phases[0])
-            hooks = self.plan.hooks(problem.y, clock)
+            clock.enter(plan.phases[0])
+            hooks = plan.hooks(problem.y, clock)
             hooks += [trajectory] if self.save_trajectory else []
             hooks += [ProgressHook(bar, floor.mean.item()), ClockHook(clock)]
-            loop = LatentDAPS(self.prior, self.operator, self.settings, hooks)
+            loop = LatentDAPS(self.prior, operator, self.settings, hooks)
             state = loop.sample(problem.y, streams, self.particle_ids, info, start)
             clock.leave()
         result = self._evaluate(problem, state)
@@ -150,14 +151,14 @@ class Reconstructor:
 
     def _evaluate(self, problem: Problem, state: State) -> Result:
         decoded = self.prior.decode(state.z0_y)
-        loss = self.operator.loss(decoded, state.y)
+        loss = problem.operator.loss(decoded, state.y)
         state, decoded, loss = (part[~state.masked] for part in (state, decoded, loss))
         alive = ~state.diverged & loss.isfinite()  # a finite latent can still decode to infinity
         images, loss, ids = decoded[alive].clamp(-1, 1), loss[alive], state.particle_id[alive].tolist()
         selection = scores = modes = None
         if ids:
             candidates = Candidates(images, loss, problem.y)
-            selection = select(self.prior, self.operator, candidates, self.selection_rule)
+            selection = select(self.prior, problem.operator, candidates, self.selection_rule)
         if ids and problem.truth is not None:
             scores = self.evaluator(images, problem.truth)
             modes = find_modes(images, problem.truth, scores.aligned["psnr"])
@@ -167,6 +168,8 @@ class Reconstructor:
         arrays = {"y": result.problem.y, "estimates": result.images}
         if result.problem.truth is not None:
             arrays["truth"] = result.problem.truth
+        if result.problem.operator.part is not None:
+            arrays[result.problem.operator.part_name] = result.problem.operator.part[None]
         numbers = {name: value.cpu().numpy() for name, value in arrays.items()}
         np.savez_compressed(
             self.folder.floats_path(result.problem.image_id),
@@ -180,7 +183,9 @@ class Reconstructor:
         for particle, image in zip(result.particle_ids, result.images, strict=True):
             save_png(folder / "samples" / f"{problem.image_id:05d}_particle{particle}.png", image)
         tiles = [] if problem.truth is None else [(problem.truth[0], "truth", False)]
-        tiles.append((measurement_picture(problem.y[0]), "measurement (log)", False))
+        picture = problem.operator.picture(problem.y[0])
+        title = "measurement (log)" if picture is None else "measurement"
+        tiles.append((measurement_picture(problem.y[0], picture), title, False))
         for row, particle in enumerate(result.particle_ids):
             chosen = result.selection.index == row
             tiles.append((result.images[row], self._title(result, row, particle), chosen))
@@ -202,12 +207,12 @@ class Reconstructor:
         return f"particle {particle} [{result.modes.labels[row]}]\nraw {raw:.1f}, aligned {aligned:.1f} dB"
 
     def _answer(self, result: Result) -> torch.Tensor:
-        symmetry = next(s for s in self.operator.symmetries() if s.name == result.selection.symmetry)
+        symmetry = next(s for s in result.problem.operator.symmetries() if s.name == result.selection.symmetry)
         return symmetry.apply(result.images[result.selection.index][None])[0]
 
     def _record(self, result: Result, clock: PhaseClock, info: Info, cost: dict[str, Any]) -> Record:
         problem, selection = result.problem, result.selection
-        floor, pruned = self.operator.noise_floor(problem.y), next(iter(info.rows.get("pruning", [])), None)
+        floor, pruned = problem.operator.noise_floor(problem.y), next(iter(info.rows.get("pruning", [])), None)
         dropped = [i for kind in ("pruning", "restarts") for row in info.rows.get(kind, []) for i in row["diverged"]]
         loss, floor_mean = result.loss.tolist(), floor.mean.item()
         return {
@@ -224,6 +229,7 @@ class Reconstructor:
                 "noise_floor": floor_mean,
                 "noise_floor_std": floor.std.item(),
                 "excess": [value - floor_mean for value in loss],
+                "pseudo_inverse_psnr_db": self._pseudo_inverse_psnr(problem),
                 "fingerprint": [problem.y.double().mean().item(), problem.y.double().square().mean().sqrt().item()],
             },
             "selection": selection
@@ -251,6 +257,13 @@ class Reconstructor:
             "vram": {name: phase.peak_vram_mb for name, phase in clock.phases.items()},
             "device": device_facts(problem.y.device),
         }
+
+    @staticmethod
+    def _pseudo_inverse_psnr(problem: Problem) -> float | None:
+        if problem.truth is None:
+            return None
+        plain = problem.operator.pseudo_inverse(problem.y, tuple(problem.truth.shape[1:]))
+        return None if plain is None else psnr_db(plain, problem.truth).item()
 
     def _quality(self, result: Result) -> dict[str, Any]:
         if result.problem.truth is None:

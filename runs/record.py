@@ -21,6 +21,11 @@ from runs.settings import NOT_IN_HASH, config_sha256
 SCHEMA = 1
 METRICS = ("psnr", "ssim", "lpips")
 PACKAGES = ("torch", "torchvision", "diffusers", "timm", "numpy", "piq", "hydra-core")
+MEASUREMENT_RANGES = {
+    "phase_retrieval": "images in [0, 1] before the transform",
+    "nonlinear_blur": "images in [-1, 1] (the network sees [0, 1])",
+    "custom": "images in [-1, 1], as the operator takes them",
+}
 ROOT = Path(__file__).resolve().parent.parent
 
 Record = dict[str, Any]
@@ -168,7 +173,7 @@ def metadata(done: list[Record], config: dict[str, Any]) -> dict[str, Any]:
     peaks = [p for r in done for p in r["vram"].values() if p is not None]
     device = done[-1]["device"] if done else {"type": None, "name": None}
     counts = [len(r["particle_ids"]) for r in done]
-    task = config["task"] if config["task"]["kind"] == "phase_retrieval" else {}  # a custom operator has its own
+    task, kind = config["task"], config["task"]["kind"]
     return {
         "timestamp": datetime.now(UTC).isoformat(timespec="seconds"),
         "name": config["name"],
@@ -179,11 +184,11 @@ def metadata(done: list[Record], config: dict[str, Any]) -> dict[str, Any]:
         "num_samples_final": max(counts, default=0),
         "hyperparameters": {k: v for k, v in config.items() if k not in ("name", "save_dir", "device", "gpu", "data")},
         "conventions": {
-            "measurement_range": "images in [0, 1] before the transform",
+            "measurement_range": MEASUREMENT_RANGES.get(kind, "images in [-1, 1]"),
             "loss": "sum of squared residuals over every entry of y",
             "tau": done[-1]["tau"] if done else None,
-            "noise_sigma": task.get("noise_sigma"),
-            "oversample": task.get("oversample"),
+            "noise_sigma": None if kind == "custom" else task["noise_sigma"],  # a custom operator has its own
+            "oversample": task["oversample"] if kind == "phase_retrieval" else None,
             "compat": config["compat"],
         },
         "versions": {"python": platform.python_version(), **{p: version(p) for p in PACKAGES}},

@@ -46,6 +46,11 @@ class ParticleStreams:
         return torch.stack(draws).to(like)
 
 
+def operator_generator(seed: int, image_id: int | None) -> torch.Generator:
+    """The CPU generator of what an operator draws for an image (a mask, a kernel); None: for all images of the run."""
+    return stream(seed, SHARED if image_id is None else image_id, SHARED, "operator", 0)
+
+
 def measurement_generator(seed: int, image_id: int) -> torch.Generator:
     """The CPU generator of an image's measurement noise; it depends on nothing else."""
     return stream(seed, image_id, SHARED, "measurement", 0)

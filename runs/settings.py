@@ -19,13 +19,14 @@ from evaluation.selection import RULES
 from runs.checks import Checks, SettingsError
 from runs.family import follow_family
 from runs.hook_settings import HookKeys, check_hooks
+from runs.operators import OPERATORS, check_options
 
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("float32", "bfloat16", "float16")
 DATA_KINDS = ("demo", "folder", "npz")
 FOLDER_KINDS = ("ldm", "adm", "diffusers")
 MODEL_KINDS = ("embedded", *FOLDER_KINDS, "custom")
-TASK_KINDS = ("phase_retrieval", "custom")
+TASK_KINDS = (*OPERATORS, "custom")
 SPLITS = ("test", "validation", "train")
 PRIOR_TERMS = ("gaussian", "exact")
 TIMESTEP_MAPS = ("native", "vp")
@@ -107,9 +108,10 @@ class TaskSettings:
     """The measurement.
 
     Attributes:
-        kind: ``phase_retrieval`` or ``custom``.
+        kind: ``phase_retrieval``, ``down_sampling``, ``inpainting``, ``inpainting_rand``, ``gaussian_blur``,
+            ``motion_blur``, ``nonlinear_blur``, ``hdr`` or ``custom``.
         target: for ``custom``: ``package.module:factory``, called with ``options``, returns an Operator.
-        options: handed to the factory.
+        options: handed to the factory; for the other kinds the parameters of the operator (:mod:`runs.operators`).
         oversample: padding of phase retrieval in eighths of the side.
         noise_sigma: standard deviation of the measurement noise.
         mcmc: MCMC values per prior family.
@@ -239,6 +241,14 @@ SILENT_AT_DEFAULT = {  # keys without effect at these values: the hash is the sa
     ("model", "image_size"): None,
     ("sampler", "families"): {},
 }
+
+
+def operator_arguments(task: TaskSettings) -> dict[str, float]:
+    """Arguments of the operator that have keys of their own beside ``task.options``."""
+    padding = {"oversample": task.oversample} if task.kind == "phase_retrieval" else {}
+    return {**padding, "noise_sigma": task.noise_sigma}
+
+
 NOT_IN_HASH = ("save_dir", "name", "device", "gpu", "use_tpu", "save_trajectory")
 
 
@@ -310,8 +320,9 @@ def _check_parts(settings: RunSettings, checks: Checks) -> None:
     data, model, task = settings.data, settings.model, settings.task
     checks.choice("data.kind", data.kind, DATA_KINDS)
     checks.choice("data.split", data.split, SPLITS)
-    checks.require(data.kind != "folder" or bool(data.dir), "data.dir is not set: name a folder of images")
-    checks.require(data.kind != "npz" or bool(data.path), "data.path is not set: name an .npz file of images")
+    images = None if data.measurement is not None else data.kind  # given measurements need no images
+    checks.require(images != "folder" or bool(data.dir), "data.dir is not set: name a folder of images")
+    checks.require(images != "npz" or bool(data.path), "data.path is not set: name an .npz file of images")
     checks.number("data.start_id", data.start_id, 0)
     if data.end_id is not None:
         checks.require(
@@ -325,6 +336,8 @@ def _check_parts(settings: RunSettings, checks: Checks) -> None:
     checks.require(task.kind != "custom" or bool(task.target), "task.target is not set: package.module:factory")
     checks.number("task.oversample", task.oversample, 0, 64, open_low=True)
     checks.number("task.noise_sigma", task.noise_sigma, 0, open_low=True)
+    if task.kind in OPERATORS:
+        check_options(task.kind, task.options, operator_arguments(task), checks)
 
 
 def _check_model(model: ModelSettings, checks: Checks) -> None:

@@ -10,8 +10,10 @@ import posterior_sample  # noqa: F401 (registers the schema)
 import train_prior  # noqa: F401 (registers the schema)
 from operators.operator import Operator
 from runs.build import build_operator, build_sampler_settings
+from runs.checks import SettingsError
 from runs.command_line import CONFIG_DIR, compose_config
 from runs.family import follow_family
+from runs.operators import operator_of_image
 from runs.settings import CompatSettings, RunSettings, resolve_chain, validate
 from training.settings import TrainingSettings
 from training.settings import validate as validate_training
@@ -51,7 +53,11 @@ def test_option(option):
     inner = sampler.inner_path(3.0)
     assert len(inner) == run.sampler.ode.num_steps + 1 and inner[0] == 3
     assert inner[-1] == (run.sampler.ode.sigma_min if run.compat.inner_end == "sigma_min" else 0)
-    operator = build_operator(run.task)
+    if run.task.kind == "nonlinear_blur":
+        with pytest.raises(SettingsError, match=r"GOPRO_wVAE\.pth.*download\.sh"):
+            build_operator(run.task)
+        return
+    operator = operator_of_image(build_operator(run.task), run.seed, 0, (3, 16, 16))
     assert isinstance(operator, Operator)
     y = operator.measure(torch.zeros(1, 3, 16, 16), torch.Generator().manual_seed(0))
     assert y.shape[1:] == operator.measurement_shape((3, 16, 16))

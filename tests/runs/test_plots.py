@@ -31,6 +31,12 @@ def test_measurement_picture_fills_the_range():
     assert measurement_picture(torch.ones(10)).shape == (1, 1, 10)
 
 
+def test_measurements_that_are_images_are_shown_as_they_are():
+    y = torch.rand(3, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    assert measurement_picture(y, y) is y
+    assert measurement_picture(torch.ones(2, 4, 4), torch.ones(2, 4, 4)).shape == (1, 4, 4)
+
+
 def test_contact_sheet_takes_rows_of_any_length_and_marks_the_answer(tmp_path):
     colour, grey = torch.zeros(3, 8, 8), torch.zeros(1, 8, 8)
     rows = [[(colour, "truth", False), (grey, "y", False), (colour, "answer", True)], [(colour, "alone", False)]]
