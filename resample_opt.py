@@ -48,6 +48,9 @@ class OptimizationSettings:
             answer; ``loss``: keep it if its loss fell (fits noise); ``objective``: keep it if the objective fell, the
             line integral of its gradient (beside the prior it has no value of its own).
         best: at the end, optimise only this many particles, of the lowest data loss, and drop the others; None: all.
+        twins: at the end, optimise beside each particle its images under the operator's symmetries too, as particles
+            of their own. What was optimised in one orientation is polished for it: the prior can compare twins fairly
+            only after both had the same treatment.
     """
 
     from_level: int
@@ -60,6 +63,7 @@ class OptimizationSettings:
     tau: float = 0.05
     accept: str = "split"
     best: int | None = None
+    twins: bool = False
 
 
 @dataclass
@@ -214,10 +218,12 @@ class LatentOptimization(Hook):
 
     def __init__(self, prior: Prior, operator: Operator, settings: OptimizationSettings, expected: float) -> None:
         self.prior, self.operator, self.settings, self.expected = prior, operator, settings, expected
+        self.next_id = 0
 
     def before_renoise(self, state: State, info: Info) -> State:
         """At every late level, if asked for; children that stand higher up wait for their own turn."""
         settings = self.settings
+        self.next_id = max(self.next_id, *(i + 1 for i in state.ids))
         if settings.when != "every" or state.step < settings.from_level:
             return state
         return self._apply(state, state.active & (state.level == state.step + 1), info)
@@ -227,6 +233,8 @@ class LatentOptimization(Hook):
         if self.settings.when != "end":
             return state
         state = self._keep_best(state)
+        if self.settings.twins and self.settings.max_iters > 0:
+            state = self._add_twins(state)
         return self._apply(state, state.active, info)
 
     def _keep_best(self, state: State) -> State:
@@ -238,6 +246,20 @@ class LatentOptimization(Hook):
         kept = state.diverged.clone()
         kept[loss.argsort(stable=True)[:best]] = True
         return state[kept]
+
+    def _add_twins(self, state: State) -> State:
+        """These particles, then those of each symmetry but the identity, encoded: new ids, their parents' streams."""
+        parents = state[state.active]
+        for symmetry in self.operator.symmetries()[1:]:
+            if len(parents) == 0:
+                break
+            turned = self.prior.encode(symmetry.apply(self.prior.decode(parents.z0_y)).clamp(-1, 1))
+            ids = self.next_id + torch.arange(len(parents), device=turned.device)
+            self.next_id += len(parents)
+            state = state.join(
+                replace(parents, z0_y=turned, z0_hat=turned, particle_id=ids, parent_id=parents.particle_id)
+            )
+        return state
 
     def _apply(self, state: State, chosen: torch.Tensor, info: Info) -> State:
         rows = torch.nonzero(chosen).flatten()

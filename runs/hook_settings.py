@@ -102,6 +102,8 @@ class OptimizationKeys:
             ``objective``, or ``auto``: split where the operator can (else floor), and objective beside the prior.
         optimization_best: with ``end``: optimise only so many particles, those of the lowest data loss, and drop the
             others; null: all.
+        optimization_twins: with ``end``: optimise each particle's images under the operator's symmetries too, so that
+            the prior compares twins that had the same treatment (``selection_rule=plausibility``).
     """
 
     optimization_step: int = -1
@@ -114,6 +116,7 @@ class OptimizationKeys:
     optimization_tau: float | None = None
     optimization_accept: str = "auto"
     optimization_best: int | None = None
+    optimization_twins: bool = False
 
 
 @dataclass
@@ -238,6 +241,10 @@ def _check_optimization(keys: HookKeys, checks: Checks) -> None:
     if keys.optimization_tau is not None:
         checks.number("optimization_tau", keys.optimization_tau, 0, open_low=True)
     checks.choice("optimization_accept", keys.optimization_accept, ("auto", *resample_opt.ACCEPT))
+    checks.require(
+        not keys.optimization_twins or keys.optimization_when == "end",
+        "optimization_twins: twins are added with optimization_when=end only",
+    )
     if keys.optimization_best is not None:
         checks.number("optimization_best", keys.optimization_best, 1)
         checks.require(

@@ -112,6 +112,7 @@ class HookPlan:
                 tau=self.operator.noise_sigma if keys.optimization_tau is None else keys.optimization_tau,
                 accept=self._accept_rule(y),
                 best=keys.optimization_best,
+                twins=keys.optimization_twins,
             )
             hooks.append(LatentOptimization(self.prior, self.operator, settings, expected))
         return hooks

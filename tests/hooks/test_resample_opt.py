@@ -22,7 +22,7 @@ from sampler_support import (
 )
 
 from diffusion.paths import edm_path
-from operators.operator import Halves, NoiseFloor
+from operators.operator import Halves, NoiseFloor, Symmetry
 from operators.phase_retrieval import PhaseRetrieval
 from priors.autoencoder import IdentityAutoencoder
 from pruning import Pruning, PruningSettings
@@ -577,3 +577,35 @@ def test_best_optimises_the_lowest_losses_and_drops_the_others(best):
     rows = [after.ids.index(i) for i in lowest]
     everyone, _ = one_call(LatentOptimization(PIXELS, MatrixOperator(IDENTITY), how(), NEVER), state, Info(), "at_end")
     torch.testing.assert_close(after.z0_y[rows], everyone.z0_y[lowest], rtol=1e-13, atol=1e-13)
+
+
+class Mirrored(MatrixOperator):
+    """Measures what the sign of the first number does not change."""
+
+    def __init__(self):
+        super().__init__(IDENTITY)
+
+    def __call__(self, x):
+        return super().__call__(x).abs() * numbers(1.0, 0.0) + super().__call__(x) * numbers(0.0, 1.0)
+
+    def symmetries(self):
+        return (*super().symmetries(), Symmetry("mirror", lambda x: x * numbers(-1.0, 1.0).reshape(1, 2, 1, 1)))
+
+
+def test_twins_are_optimised_beside_their_particles_as_particles_of_their_own():
+    state, info = standing(torch.stack([numbers(0.3, 0.9), numbers(0.2, 0.8)], 1), numbers(0.5, 0.0), count=2, level=3)
+    state = dataclasses.replace(state, diverged=torch.tensor([False, True]))
+    hook = LatentOptimization(PIXELS, Mirrored(), how(twins=True, weight_decay=0.0), NEVER)
+    hook.before_renoise(state, Info())
+    after, row = one_call(hook, state, info, "at_end")
+    assert (after.ids, after.parent_id.tolist()) == ([0, 1, 2], [-1, -1, 0])
+    assert row["particle_ids"] == [0, 2]  # the diverged particle has no twin
+    torch.testing.assert_close(after.z0_y[2], after.z0_y[0] * numbers(-1.0, 1.0).reshape(2, 1, 1), rtol=0, atol=1e-12)
+    alone, _ = one_call(LatentOptimization(PIXELS, Mirrored(), how(weight_decay=0.0), NEVER), state, Info(), "at_end")
+    torch.testing.assert_close(after.z0_y[:2], alone.z0_y, rtol=1e-13, atol=1e-13)
+
+
+def test_an_operator_without_symmetries_has_no_twins():
+    state, info = standing(numbers(0.3, 0.9), numbers(0.0, 0.0))
+    hook = LatentOptimization(PIXELS, MatrixOperator(IDENTITY), how(twins=True), NEVER)
+    assert one_call(hook, state, info, "at_end")[0].ids == [0]
