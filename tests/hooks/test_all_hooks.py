@@ -152,6 +152,8 @@ def test_hooks_get_what_the_keys_say():
         "prior_sigma": 0.15,
         "tau": problem()[1].noise_sigma,
         "accept": "floor",
+        "best": None,
+        "twins": False,
     }
 
 
