@@ -27,7 +27,7 @@ def assert_refused(outcome, *fragments, status=2):
     assert "Traceback" not in outcome.err + outcome.out
     assert outcome.err.startswith("posterior_sample.py: ")
     assert outcome.err.count("\n") <= 1 + outcome.err.count("=")  # a line a problem
-    assert len(outcome.err) < 1000, outcome.err
+    assert len(outcome.err) < 1500, outcome.err  # the names of all top-level keys fit, a trace does not
     for fragment in fragments:
         assert str(fragment) in outcome.err
 
