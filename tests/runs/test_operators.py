@@ -170,7 +170,7 @@ def blur_weights(tmp_path):
 
 
 def test_published_weights_are_loaded(blur_weights):
-    network, saved = load_blur_network(blur_weights), torch.load(blur_weights)
+    network, saved = load_blur_network(blur_weights), torch.load(blur_weights, weights_only=True)
     assert {k: v.shape for k, v in network.state_dict().items()} == {
         k: v.shape for k, v in saved.items() if not k.startswith("kernel_extractor")
     }
@@ -216,12 +216,12 @@ def other_network(path):
 
 
 def lacking(path):
-    state = torch.load(path)
+    state = torch.load(path, weights_only=True)
     torch.save({k: v for k, v in state.items() if k != "recon_trunk.0.conv1.bias"}, path)
 
 
 def misshapen(path):
-    torch.save(torch.load(path) | {"adapter.model.down.0.weight": torch.zeros(2, 2, 3, 3)}, path)
+    torch.save(torch.load(path, weights_only=True) | {"adapter.model.down.0.weight": torch.zeros(2, 2, 3, 3)}, path)
 
 
 DAMAGE = {
