@@ -196,6 +196,17 @@ def test_hdr_saturates():
     assert torch.equal(operator(brighter), operator(x))
 
 
+def test_hdr_calls_back_a_pixel_that_saturates_by_mistake():
+    """Exact gradients below saturation; above it inwards where y is clear of the ends, still 0 where it is not."""
+    y = torch.tensor([[[[0.5, -0.5, 0.99, 0.5]]]])
+    x = torch.tensor([[[[0.9, -0.9, 0.9, 0.1]]]])
+    loss, plain = HighDynamicRange().objective(y)(x)
+    same, recovering = HighDynamicRange(recover_saturated=True).objective(y)(x)
+    assert torch.equal(loss, same)
+    torch.testing.assert_close(plain, torch.tensor([[[[0.0, 0.0, 0.0, -1.2]]]]))
+    torch.testing.assert_close(recovering, torch.tensor([[[[5.2, -5.2, 0.0, -1.2]]]]))
+
+
 REFUSED = {
     "scale of 1": (lambda: DownSampling(1), "scale_factor=1: must be at least 2"),
     "scale beyond the side": (
