@@ -206,6 +206,18 @@ class ParticleObjective:
             return loss, gradient / (2 * settings.tau**2) - score(self.prior.denoiser, z, settings.prior_sigma)
 
 
+def polish(
+    z: torch.Tensor, y: torch.Tensor, prior: Prior, operator: Operator, settings: OptimizationSettings
+) -> torch.Tensor:
+    """Particles ``z`` ``(P, ...)`` after ``max_iters`` steps beside the prior on all of their ``y``.
+
+    A particle whose loss is not finite any more stays as it was.
+    """
+    moved = optimise(z, ParticleObjective(prior, operator, y, settings), z.new_zeros(len(z)), settings).z
+    fits = operator.loss(prior.decode(moved), y).isfinite()
+    return torch.where(fits.reshape(-1, *(1,) * (z.ndim - 1)), moved, z)
+
+
 class LatentOptimization(Hook):
     """Optimises ``z0_y`` at the end or at every late level.
 

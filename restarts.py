@@ -2,18 +2,24 @@
 
 The basin of an answer is decided while sigma falls from about 2.5 to 1, so a particle that failed there is not mended
 by going on, and one that did well is improved by going through that band again: a child keeps of its parent what
-survives the noise of ``sigma``, and finds the rest anew (the children of tree-guided diffusion planning, Jeon et al.
-2025). Parents stay and compete with their children by the data loss, so a round never loses an answer.
+survives the noise of its round's sigma, and finds the rest anew (the children of tree-guided diffusion planning, Jeon
+et al. 2025). Parents stay and compete with their children, so a round never loses an answer.
+
+With ``polish`` every particle is first brought to the bottom of its basin: what the chain's noise leaves in an estimate
+hides the differences between basins, and is re-noised for nothing. This is basin hopping (Wales and Doye 1997) with the
+diffusion prior as the move.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 
 from operators.operator import Operator
 from priors.prior import Prior
-from pruning import keep_lowest
 from sampler import Hook, Info, State
+
+RULES = ("loss", "posterior")
 
 
 @dataclass(frozen=True)
@@ -24,14 +30,15 @@ class RestartSettings:
         rounds: number of rounds.
         keep: particles of the lowest loss that become parents; the others are dropped.
         children: particles that are annealed each round, the parents in turn, the best first.
-        sigma: children are re-noised to the first sigma of the path that is at most this.
+        sigmas: of the rounds in turn, from the first again after the last; children are re-noised to the first sigma of
+            the path that is at most this.
         first_child_id: least particle id of a child.
     """
 
     rounds: int
     keep: int = 1
     children: int = 4
-    sigma: float = 2.0
+    sigmas: tuple[float, ...] = (2.0,)
     first_child_id: int = 4
 
 
@@ -43,13 +50,24 @@ class Restarts(Hook):
         operator: measures them.
         settings: how the rounds go.
         path: annealing sigmas ``(K + 1,)``.
+        polish: ``(z, y) -> z`` of particles ``(P, ...)`` and their measurements, applied to each particle once, when it
+            has come to the end; None leaves them as the chain left them.
+        energy: ``(z, loss) -> (P,)``, what particles of data losses ``(P,)`` compete by, lower is better; None: by the
+            data loss.
     """
 
-    def __init__(self, prior: Prior, operator: Operator, settings: RestartSettings, path: torch.Tensor) -> None:
-        self.prior, self.operator, self.settings = prior, operator, settings
-        reached = [k for k, sigma in enumerate(path[:-1].tolist()) if sigma <= settings.sigma]
-        self.level = reached[0] if reached else len(path) - 2
-        self.rounds_done, self.next_id = 0, settings.first_child_id
+    def __init__(
+        self,
+        prior: Prior,
+        operator: Operator,
+        settings: RestartSettings,
+        path: torch.Tensor,
+        polish: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+        energy: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+    ) -> None:
+        self.prior, self.operator, self.settings, self.polish, self.energy = prior, operator, settings, polish, energy
+        self.levels = [first_level_at_most(path, sigma) for sigma in settings.sigmas]
+        self.rounds_done, self.next_id, self.polished = 0, settings.first_child_id, set()
 
     def before_renoise(self, state: State, info: Info) -> State:
         """Take note of the ids in use, so that a child's is new."""
@@ -57,20 +75,24 @@ class Restarts(Hook):
         return state
 
     def after_levels(self, state: State, info: Info) -> State:
-        """Keep the best, add their children."""
+        """Polish who is new, keep the best, add their children."""
+        state = self._polish(state)
         if self.rounds_done == self.settings.rounds or not bool(state.active.any()):
             return state
+        turn = self.rounds_done % len(self.levels)
         self.rounds_done += 1
         losses = self.operator.loss(self.prior.decode(state.z0_y), state.y)
-        losses = torch.where(state.active, losses, torch.inf)
-        kept = [i for i in keep_lowest(losses.tolist(), self.settings.keep) if bool(state.active[i])]
-        children = self._children(state, kept)
+        energies = losses if self.energy is None else self.energy(state.z0_y, losses)
+        order = torch.where(state.active, energies, torch.inf).argsort(stable=True).tolist()
+        kept = [i for i in order[: self.settings.keep] if bool(state.active[i])]
+        children = self._children(state, kept, self.levels[turn])
         info.add(
             "restarts",
             round=self.rounds_done,
-            sigma=self.settings.sigma,
+            sigma=self.settings.sigmas[turn],
             particle_ids=state.ids,
             losses=losses.tolist(),
+            energies=energies.tolist(),
             kept=[state.ids[i] for i in kept],
             diverged=[i for i, lost in zip(state.ids, state.diverged.tolist(), strict=True) if lost],
             branched=[
@@ -79,10 +101,24 @@ class Restarts(Hook):
         )
         return state[sorted(kept)].join(children)
 
-    def _children(self, state: State, parents: list[int]) -> State:
+    def _polish(self, state: State) -> State:
+        rows = [i for i, own in enumerate(state.ids) if bool(state.active[i]) and own not in self.polished]
+        if self.polish is None or not rows:
+            return state
+        self.polished.update(state.ids[i] for i in rows)
+        z0_y = state.z0_y.clone()
+        z0_y[rows] = self.polish(state.z0_y[rows], state.y[rows])
+        return replace(state, z0_y=z0_y)
+
+    def _children(self, state: State, parents: list[int], level: int) -> State:
         count = self.settings.children
         children = state[[parents[i % len(parents)] for i in range(count)]]
         ids = torch.arange(count, device=state.z.device) + self.next_id
         self.next_id += count
-        level = torch.full_like(children.level, self.level)
-        return replace(children, particle_id=ids, parent_id=children.particle_id, level=level)
+        levels = torch.full_like(children.level, level)
+        return replace(children, particle_id=ids, parent_id=children.particle_id, level=levels)
+
+
+def first_level_at_most(path: torch.Tensor, sigma: float) -> int:
+    """The first level of the path ``(K + 1,)`` whose sigma is at most ``sigma``, else the last level."""
+    return next((k for k, own in enumerate(path[:-1].tolist()) if own <= sigma), len(path) - 2)

@@ -25,7 +25,11 @@ def plausibility_loss(prior: Prior, images: torch.Tensor, seed: int = 0) -> torc
         images: ``(B, C, H, W)`` in [-1, 1].
         seed: of the common noise.
     """
-    z = prior.encode(images)
+    return latent_plausibility(prior, prior.encode(images), seed)
+
+
+def latent_plausibility(prior: Prior, z: torch.Tensor, seed: int = 0) -> torch.Tensor:
+    """:func:`plausibility_loss` of latents ``(B, ...)`` themselves."""
     generator = torch.Generator().manual_seed(seed)
     total = z.new_zeros(len(z))
     with torch.no_grad():
@@ -50,3 +54,15 @@ def prior_energy(prior: Prior, plausibility: torch.Tensor) -> torch.Tensor:
         plausibility: ``(B,)`` from :func:`plausibility_loss`.
     """
     return math.prod(prior.latent_shape) * LOG_STEP * plausibility
+
+
+def posterior_energy(prior: Prior, plausibility: torch.Tensor, loss: torch.Tensor, tau: float) -> torch.Tensor:
+    r""":math:`L / 2 \tau^2 - \log p(z)` in nats up to a constant, ``(B,)``.
+
+    Args:
+        prior: whose latents were denoised.
+        plausibility: ``(B,)`` from :func:`plausibility_loss`.
+        loss: ``(B,)`` data losses :math:`|A(x) - y|^2`.
+        tau: standard deviation of the likelihood.
+    """
+    return loss / (2 * tau**2) + prior_energy(prior, plausibility)

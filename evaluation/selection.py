@@ -5,7 +5,7 @@ Rules, all "lower is better":
 - ``loss``: the data loss :math:`L = |A(x) - y|^2`.
 - ``high_snr``: the data loss over the entries of y that stand clear of the noise.
 - ``plausibility``: the prior's denoising loss, of the more plausible twin.
-- ``posterior``: :math:`L / 2 \sigma_n^2 - \log p(x)` in nats, the second term from the denoising losses.
+- ``posterior``: :math:`L / 2 \tau^2 - \log p(x)` in nats, the second term from the denoising losses.
 
 Whatever the rule, the chosen particle is then turned the way that the prior finds most plausible: the measurement
 cannot tell an image from its twin.
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
-from evaluation.orientation import plausibility_loss, prior_energy
+from evaluation.orientation import plausibility_loss, posterior_energy
 from operators.operator import Operator, Symmetry
 from priors.prior import Prior
 
@@ -31,11 +31,14 @@ class Candidates:
         images: ``(P, C, H, W)`` reconstructions in [-1, 1].
         loss: ``(P,)`` their data losses, all finite.
         y: ``(1, ...)`` the measurement.
+        tau: standard deviation of the likelihood in ``posterior``: the noise, or more where the decoder cannot
+            represent the truth; None: the operator's noise.
     """
 
     images: torch.Tensor
     loss: torch.Tensor
     y: torch.Tensor
+    tau: float | None = None
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,8 @@ def score_candidates(prior: Prior, operator: Operator, candidates: Candidates, r
     plausibility = twin_plausibility(prior, candidates.images, operator.symmetries()).amin(0)
     if rule == "plausibility":
         return plausibility
-    return candidates.loss / (2 * operator.noise_sigma**2) + prior_energy(prior, plausibility)
+    tau = operator.noise_sigma if candidates.tau is None else candidates.tau
+    return posterior_energy(prior, plausibility, candidates.loss, tau)
 
 
 def twin_plausibility(prior: Prior, x: torch.Tensor, symmetries: Sequence[Symmetry]) -> torch.Tensor:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import pruning
 import repulsion
 import resample_opt
+import restarts
 import symmetry
 from operators import fienup
 from runs.checks import Checks
@@ -73,15 +74,21 @@ class RestartKeys:
 
     Attributes:
         restart_rounds: rounds of children after the last level, 0 is off.
-        restart_keep: parents of each round, those of the lowest data loss; the others are dropped.
+        restart_keep: parents of each round, the best by ``restart_rule``; the others are dropped.
+        restart_rule: ``loss``: the data loss; ``posterior``: with the prior's energy,
+            ``loss / (2 tau^2) - log p`` in nats, tau from ``optimization_tau``.
         restart_children: particles that are annealed again in each round.
-        restart_sigma: sigma to which children are re-noised.
+        restart_sigmas: sigmas to which children are re-noised, one a round, from the first again after the last.
+        restart_polish: posterior optimisation of each particle before a round compares them, in iterations; takes
+            ``optimization_lr``, ``optimization_prior_sigma`` and ``optimization_tau``; 0 is off.
     """
 
     restart_rounds: int = 0
     restart_keep: int = 1
+    restart_rule: str = "loss"
     restart_children: int = 4
-    restart_sigma: float = 2.0
+    restart_sigmas: list[float] = field(default_factory=lambda: [2.0])
+    restart_polish: int = 0
 
 
 @dataclass
@@ -190,8 +197,17 @@ def check_hooks(keys: HookKeys, num_samples: int, checks: Checks) -> None:
     _check_pruning(keys, num_samples, checks)
     checks.number("restart_rounds", keys.restart_rounds, 0, 1000)
     checks.number("restart_keep", keys.restart_keep, 1)
+    checks.choice("restart_rule", keys.restart_rule, restarts.RULES)
     checks.number("restart_children", keys.restart_children, 1, 4096)
-    checks.number("restart_sigma", keys.restart_sigma, 0, open_low=True)
+    checks.require(len(keys.restart_sigmas) > 0, "restart_sigmas=[]: must name at least one sigma")
+    for sigma in keys.restart_sigmas:
+        checks.number("restart_sigmas", sigma, 0, open_low=True)
+    checks.number("restart_polish", keys.restart_polish, 0)
+    checks.require(
+        keys.restart_polish == 0 or keys.optimization_prior_sigma > 0,
+        f"restart_polish={keys.restart_polish}: polishing is posterior optimisation; it needs "
+        "optimization_prior_sigma > 0",
+    )
     _check_optimization(keys, checks)
     _check_resampling(keys, num_samples, checks)
     _check_start(keys, num_samples, checks)

@@ -1,16 +1,19 @@
 """The hooks of one run: which are on, in what order they are called, what they leave in the record."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
+from evaluation.orientation import latent_plausibility, posterior_energy
 from operators.operator import IDENTITY, Operator
 from priors.dino import DinoFeatures, dino_weights
 from priors.prior import Prior
 from pruning import Pruning, PruningSettings
 from repulsion import FeatureSpace, ImageSpace, LatentSpace, Repulsion, RepulsionSettings, low_pass
-from resample_opt import LatentOptimization, OptimizationSettings
+from resample_opt import LatentOptimization, OptimizationSettings, polish
 from resampling import Resampling, ResamplingSettings
 from restarts import Restarts, RestartSettings
 from runs.checks import SettingsError
@@ -94,28 +97,55 @@ class HookPlan:
             hooks.append(Pruning(self.prior, self.operator, pruning, self.path, expected, loss_std))
             hooks.append(PhaseHook(clock, self.phases[1], self.prune_level))
         if keys.restart_rounds > 0:
-            hooks.append(Restarts(self.prior, self.operator, self._restart_settings(), self.path))
+            settings, energy = self._restart_settings(), self._energy if keys.restart_rule == "posterior" else None
+            hooks.append(Restarts(self.prior, self.operator, settings, self.path, self._polish(), energy))
         if self.optimize_level is not None:
             at_end = keys.optimization_when == "end" or self.optimize_level == len(self.path) - 1
             if self.optimize_level == self.prune_level and not at_end:
                 hooks.pop()  # nothing lies between pruning and optimisation
                 clock.skip(self.phases[1])
             hooks.append(PhaseHook(clock, self.phases[-1], None if at_end else self.optimize_level))
-            settings = OptimizationSettings(
-                from_level=self.optimize_level,
-                when="end" if at_end else "every",
-                lr=keys.optimization_lr,
-                max_iters=keys.optimization_max_iters,
-                window=keys.optimization_window,
-                weight_decay=keys.optimization_weight_decay,
-                prior_sigma=keys.optimization_prior_sigma,
-                tau=self.operator.noise_sigma if keys.optimization_tau is None else keys.optimization_tau,
-                accept=self._accept_rule(y),
-                best=keys.optimization_best,
-                twins=keys.optimization_twins,
-            )
+            settings = self._optimization_settings("end" if at_end else "every", y)
             hooks.append(LatentOptimization(self.prior, self.operator, settings, expected))
         return hooks
+
+    def _optimization_settings(self, when: str, y: torch.Tensor) -> OptimizationSettings:
+        keys = self.keys
+        return OptimizationSettings(
+            from_level=self.optimize_level,
+            when=when,
+            lr=keys.optimization_lr,
+            max_iters=keys.optimization_max_iters,
+            window=keys.optimization_window,
+            weight_decay=keys.optimization_weight_decay,
+            prior_sigma=keys.optimization_prior_sigma,
+            tau=self.optimization_tau,
+            accept=self._accept_rule(y),
+            best=keys.optimization_best,
+            twins=keys.optimization_twins,
+        )
+
+    @property
+    def optimization_tau(self) -> float:
+        """Standard deviation of the likelihood beside the prior."""
+        return self.operator.noise_sigma if self.keys.optimization_tau is None else self.keys.optimization_tau
+
+    def _energy(self, z: torch.Tensor, loss: torch.Tensor) -> torch.Tensor:
+        return posterior_energy(self.prior, latent_plausibility(self.prior, z), loss, self.optimization_tau)
+
+    def _polish(self) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None:
+        keys = self.keys
+        if keys.restart_polish == 0:
+            return None
+        settings = OptimizationSettings(
+            from_level=0,
+            lr=keys.optimization_lr,
+            max_iters=keys.restart_polish,
+            weight_decay=keys.optimization_weight_decay,
+            prior_sigma=keys.optimization_prior_sigma,
+            tau=self.optimization_tau,
+        )
+        return partial(polish, prior=self.prior, operator=self.operator, settings=settings)
 
     def _accept_rule(self, y: torch.Tensor) -> str:
         if self.keys.optimization_accept != "auto":
@@ -166,7 +196,7 @@ class HookPlan:
             rounds=keys.restart_rounds,
             keep=keys.restart_keep,
             children=keys.restart_children,
-            sigma=keys.restart_sigma,
+            sigmas=tuple(keys.restart_sigmas),
             first_child_id=2 * self.num_samples,  # after the children of a pruning
         )
 

@@ -157,7 +157,7 @@ class Reconstructor:
         images, loss, ids = decoded[alive].clamp(-1, 1), loss[alive], state.particle_id[alive].tolist()
         selection = scores = modes = None
         if ids:
-            candidates = Candidates(images, loss, problem.y)
+            candidates = Candidates(images, loss, problem.y, self.plan.optimization_tau)
             selection = select(self.prior, problem.operator, candidates, self.selection_rule)
         if ids and problem.truth is not None:
             scores = self.evaluator(images, problem.truth)

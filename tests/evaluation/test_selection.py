@@ -137,6 +137,14 @@ def test_posterior_rule_is_a_sum_in_nats():
     torch.testing.assert_close(scores, loss / (2 * 0.05**2) + prior_energy(PRIOR, plausibility))
 
 
+def test_posterior_takes_another_tau():
+    x, loss = draws(3).clamp(-1, 1), torch.tensor([3.0, 1.0, 2.0])
+    candidates = Candidates(x, loss, MEASUREMENT, tau=0.1)
+    plausibility = torch.minimum(plausibility_loss(PRIOR, x), plausibility_loss(PRIOR, flipped(x)))
+    scores = score_candidates(PRIOR, PhaseRetrieval(), candidates, "posterior")
+    torch.testing.assert_close(scores, loss / (2 * 0.1**2) + prior_energy(PRIOR, plausibility))
+
+
 def test_prior_energy_is_the_log_density_over_the_sigmas_it_sees():
     """For a Gaussian prior the integral between two sigmas is known: its slope in z is that of the smoothed densities.
 

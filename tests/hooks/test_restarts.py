@@ -26,9 +26,9 @@ IDS = [0, 1, 2, 3]
 MIDDLE = PATH[2].item()
 
 
-def restarts(rounds=1, **changes):
-    values = {"keep": 1, "children": 3, "sigma": MIDDLE, "first_child_id": 8} | changes
-    return Restarts(*problem(), RestartSettings(rounds, **values), PATH)
+def restarts(rounds=1, polish=None, energy=None, **changes):
+    values = {"keep": 1, "children": 3, "sigmas": (MIDDLE,), "first_child_id": 8} | changes
+    return Restarts(*problem(), RestartSettings(rounds, **values), PATH, polish, energy)
 
 
 def restarted_run(*hooks, ids=IDS):
@@ -81,8 +81,39 @@ def test_parents_compete_with_their_children_so_no_round_loses_an_answer():
 
 
 def test_sigma_below_the_path_runs_the_last_level_again():
-    _, _, seen = restarted_run(restarts(sigma=1e-9))
+    _, _, seen = restarted_run(restarts(sigmas=(1e-9,)))
     assert [s.step for s in seen["before_ode"][LEVELS:]] == [LEVELS - 1]
+
+
+def test_sigmas_take_turns():
+    _, rows, seen = restarted_run(restarts(rounds=3, sigmas=(MIDDLE, PATH[3].item())))
+    assert [row["sigma"] for row in rows] == [MIDDLE, PATH[3].item(), MIDDLE]
+    starts = [s.step for s in seen["before_ode"][LEVELS:]]
+    assert [k for before, k in zip([LEVELS, *starts], starts, strict=False) if k < before] == [2, 3, 2]
+
+
+def test_polish_comes_before_the_comparison_and_once_to_each_particle():
+    polished = []
+
+    def towards_zero(z, y):
+        assert len(z) == len(y)
+        polished.append(len(z))
+        return 0.5 * z
+
+    plain = restarted_run()[0]
+    state, rows, _ = restarted_run(restarts(rounds=2, polish=towards_zero))
+    assert polished == [4, 3, 3]
+    halved = dataclasses.replace(plain, z0_y=0.5 * plain.z0_y)
+    assert rows[0]["losses"] == pytest.approx(losses(halved))
+    if state.ids[0] in plain.ids:
+        assert torch.equal(state.z0_y[0], halved.z0_y[state.ids[0]])
+
+
+def test_particles_compete_by_the_energy_where_one_is_given():
+    plain = restarted_run()[0]
+    _, (row,), _ = restarted_run(restarts(energy=lambda z, loss: -loss))
+    assert row["kept"] == [max(range(4), key=losses(plain).__getitem__)]
+    assert row["energies"] == [-value for value in row["losses"]]
 
 
 def test_a_run_of_two_rounds_is_reproducible():

@@ -67,7 +67,7 @@ def test_the_files_hold_the_official_values(kind):
 
 
 WRONG = {
-    "unknown": ("hdr", {"gain": 2}, "task.options.gain: unknown key; hdr takes scale"),
+    "unknown": ("hdr", {"gain": 2}, "task.options.gain: unknown key; hdr takes scale, recover_saturated"),
     "none to take": ("phase_retrieval", {"scale": 2}, "task.options.scale: unknown key; phase_retrieval takes none"),
     "text for a number": ("hdr", {"scale": "two"}, "task.options.scale=two: must be a number"),
     "fraction for a whole number": (
