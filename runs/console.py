@@ -32,7 +32,7 @@ class ProgressHook(Hook):
 
 
 class TrajectoryHook(Hook):
-    """Keeps ``z0_hat`` and ``z0_y`` of evenly spaced levels on the CPU; they are decoded once, at the end.
+    """Keeps ``z0_hat`` and ``z0_y`` of evenly spaced levels on the CPU; those wanted are decoded once, at the end.
 
     Args:
         num_levels: levels of the run.
@@ -43,20 +43,38 @@ class TrajectoryHook(Hook):
         count = min(num_kept, num_levels)
         self.kept = {round(i * (num_levels - 1) / max(count - 1, 1)) for i in range(count)}
         self.rows: list[Snapshot] = []
+        self.parents: dict[int, int] = {}
 
     def before_renoise(self, state: State, info: Info) -> State:
+        self.parents.update(zip(state.ids, state.parent_id.tolist(), strict=True))
         here = state[state.level == state.step + 1]  # not the children that were just born
         if state.step in self.kept:
             self.rows.append(Snapshot(state.step, state.sigma, here.ids, here.z0_hat.cpu(), here.z0_y.cpu()))
         return state
 
-    def decoded(self, prior: Prior, device: torch.device) -> list[Snapshot]:
-        """The same levels as images."""
+    def at_end(self, state: State, info: Info) -> State:
+        self.parents.update(zip(state.ids, state.parent_id.tolist(), strict=True))
+        return state
+
+    def decoded(self, prior: Prior, device: torch.device, particle_ids: list[int]) -> list[Snapshot]:
+        """The same levels as images, of the first generation and of these particles with all their ancestors."""
+        wanted, todo = {i for i, parent in self.parents.items() if parent < 0}, list(particle_ids)
+        while todo:
+            one = todo.pop()
+            if one >= 0 and one not in wanted:
+                wanted.add(one)
+                todo.append(self.parents.get(one, -1))
 
         def images(z: torch.Tensor) -> torch.Tensor:
             return prior.decode(z.to(device)).cpu()
 
-        return [row._replace(before=images(row.before), after=images(row.after)) for row in self.rows]
+        shown = []
+        for row in self.rows:
+            kept = [k for k, own in enumerate(row.ids) if own in wanted]
+            if kept:
+                ids = [row.ids[k] for k in kept]
+                shown.append(row._replace(ids=ids, before=images(row.before[kept]), after=images(row.after[kept])))
+        return shown
 
 
 def number(value: float | None, digits: int = 2) -> str:

@@ -146,7 +146,10 @@ class Reconstructor:
         result = self._evaluate(problem, state)
         cost = {"seconds": time.perf_counter() - started, "calls": self.calls.since(calls_before)}  # without pictures
         self._save_floats(result)
-        self._draw(result, trajectory.decoded(self.prior, device) if self.save_trajectory else [])
+        levels = []
+        if self.save_trajectory:
+            levels = trajectory.decoded(self.prior, device, result.particle_ids + result.diverged_ids)
+        self._draw(result, levels)
         return self._record(result, clock, info, cost) | {"start": started_from}
 
     def _evaluate(self, problem: Problem, state: State) -> Result:
