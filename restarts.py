@@ -28,10 +28,11 @@ class RestartSettings:
 
     Attributes:
         rounds: number of rounds.
-        keep: particles of the lowest loss that become parents; the others are dropped.
+        keep: particles that become parents, the best ones; the others are dropped.
         children: particles that are annealed each round, the parents in turn, the best first.
         sigmas: of the rounds in turn, from the first again after the last; children are re-noised to the first sigma of
             the path that is at most this.
+        mcmc_steps: MCMC steps of the children, a level; None: as all others.
         first_child_id: least particle id of a child.
     """
 
@@ -39,6 +40,7 @@ class RestartSettings:
     keep: int = 1
     children: int = 4
     sigmas: tuple[float, ...] = (2.0,)
+    mcmc_steps: int | None = None
     first_child_id: int = 4
 
 
@@ -68,6 +70,10 @@ class Restarts(Hook):
         self.prior, self.operator, self.settings, self.polish, self.energy = prior, operator, settings, polish, energy
         self.levels = [first_level_at_most(path, sigma) for sigma in settings.sigmas]
         self.rounds_done, self.next_id, self.polished = 0, settings.first_child_id, set()
+
+    def before_ode(self, state: State, info: Info) -> State:
+        """Children have chains of their own length."""
+        return state if self.rounds_done == 0 else replace(state, mcmc_steps=self.settings.mcmc_steps)
 
     def before_renoise(self, state: State, info: Info) -> State:
         """Take note of the ids in use, so that a child's is new."""

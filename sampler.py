@@ -54,6 +54,7 @@ class State:
         sigma: noise level ``sigma_k`` of the level.
         t: time ``1000 (1 - k / K)``.
         drift: a term and its scale to add to the score in this level's ODE, or None.
+        mcmc_steps: MCMC steps of this level, where they are not the run's; set by a hook before the ODE.
     """
 
     z: torch.Tensor
@@ -71,6 +72,7 @@ class State:
     sigma: float = float("inf")
     t: float = float(NUM_TIMESTEPS)
     drift: tuple[torch.Tensor, torch.Tensor | float] | None = None
+    mcmc_steps: int | None = None
 
     def __len__(self) -> int:
         return len(self.z)
@@ -269,7 +271,7 @@ class LatentDAPS:
     def _level(self, state: State, level: int, info: Info) -> State:
         settings = self.settings
         time = NUM_TIMESTEPS * (settings.num_levels - level) / settings.num_levels
-        state = replace(state, step=level, sigma=settings.path[level].item(), t=time, drift=None)
+        state = replace(state, step=level, sigma=settings.path[level].item(), t=time, drift=None, mcmc_steps=None)
         state = self._call("before_ode", state, info)
         before = state
         state = self._mcmc(self._ode(state), level)
@@ -301,7 +303,8 @@ class LatentDAPS:
         settings = self.settings
         data_term = DataTerm(self.prior, self.operator, state.y, settings.gradient_clamp)
         target = local_posterior(data_term, self.prior.denoiser, state, settings)
-        chain = replace(settings.chain, step_size=settings.step_size(level))
+        steps = settings.chain.num_steps if state.mcmc_steps is None else state.mcmc_steps
+        chain = replace(settings.chain, step_size=settings.step_size(level), num_steps=steps)
         draw, draw_uniform = chain_noise(state, level)
         z0_y, loss = run_chain(state.z0_hat, target, chain, draw, draw_uniform)
         return replace(state, z0_y=z0_y, loss=loss)

@@ -79,6 +79,7 @@ class RestartKeys:
             ``loss / (2 tau^2) - log p`` in nats, tau from ``optimization_tau``.
         restart_children: particles that are annealed again in each round.
         restart_sigmas: sigmas to which children are re-noised, one a round, from the first again after the last.
+        restart_steps: MCMC steps of the children, a level; null: ``sampler.mcmc.num_steps``.
         restart_polish: posterior optimisation of each particle before a round compares them, in iterations; takes
             ``optimization_lr``, ``optimization_prior_sigma`` and ``optimization_tau``; 0 is off.
     """
@@ -88,6 +89,7 @@ class RestartKeys:
     restart_rule: str = "loss"
     restart_children: int = 4
     restart_sigmas: list[float] = field(default_factory=lambda: [2.0])
+    restart_steps: int | None = None
     restart_polish: int = 0
 
 
@@ -202,6 +204,8 @@ def check_hooks(keys: HookKeys, num_samples: int, checks: Checks) -> None:
     checks.require(len(keys.restart_sigmas) > 0, "restart_sigmas=[]: must name at least one sigma")
     for sigma in keys.restart_sigmas:
         checks.number("restart_sigmas", sigma, 0, open_low=True)
+    if keys.restart_steps is not None:
+        checks.number("restart_steps", keys.restart_steps, 1)
     checks.number("restart_polish", keys.restart_polish, 0)
     checks.require(
         keys.restart_polish == 0 or keys.optimization_prior_sigma > 0,

@@ -197,6 +197,7 @@ class HookPlan:
             keep=keys.restart_keep,
             children=keys.restart_children,
             sigmas=tuple(keys.restart_sigmas),
+            mcmc_steps=keys.restart_steps,
             first_child_id=2 * self.num_samples,  # after the children of a pruning
         )
 

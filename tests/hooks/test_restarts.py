@@ -92,6 +92,15 @@ def test_sigmas_take_turns():
     assert [k for before, k in zip([LEVELS, *starts], starts, strict=False) if k < before] == [2, 3, 2]
 
 
+def test_children_have_chains_of_their_own_length():
+    _, _, seen = restarted_run(restarts(rounds=2, mcmc_steps=7))
+    assert [s.mcmc_steps for s in seen["after_mcmc"][:LEVELS]] == [None] * LEVELS
+    assert {s.mcmc_steps for s in seen["after_mcmc"][LEVELS:]} == {7}
+    same, plain = (restarted_run(restarts(mcmc_steps=n))[0] for n in (12, None))
+    assert_same(same, plain)
+    assert not torch.equal(restarted_run(restarts(mcmc_steps=7))[0].z0_y[1], plain.z0_y[1])
+
+
 def test_polish_comes_before_the_comparison_and_once_to_each_particle():
     polished = []
 
