@@ -89,7 +89,7 @@ def sample(settings: RunSettings, config: dict) -> list[int]:
     problems = load_problems(settings, prior, operator, device)
     lpips = load_lpips(device)
     if lpips is None:
-        print("LPIPS is left out: its weights are not on this machine (see README, LPIPS).")
+        print("LPIPS is left out: its weights are not on this machine (bash download.sh lpips)")
     warn_of_noise(problems)
     folder.open()
     particles = settings.particle_ids or list(range(settings.num_samples))
