@@ -21,6 +21,7 @@ from runs.checks import SettingsError
 from runs.command_line import CONFIG_DIR, FAILED, INTERRUPTED, fail, register, run
 from runs.console import results_table
 from runs.cost import Calls, count_calls
+from runs.custom import check_custom_operator
 from runs.family import follow_family, followed_config
 from runs.hooks import build_hook_plan
 from runs.images import DataError, load_images, load_measurements
@@ -36,8 +37,14 @@ register("run_settings", RunSettings)
 
 
 def load_problems(settings: RunSettings, prior: Prior, operator: Operator, device: torch.device) -> list[Problem]:
-    """The measurements of this run: given ones, or simulated from images."""
+    """The measurements of this run: given ones, or simulated from images.
+
+    Raises:
+        SettingsError, DataError: the operator or the data cannot be used.
+    """
     data = settings.data
+    if settings.task.kind == "custom":
+        check_custom_operator(operator, prior.image_shape)
     if data.measurement is not None:
         shape = measurement_shape(operator, prior.image_shape)
         y, ids = load_measurements(Path(data.measurement), shape, data.start_id, data.end_id)

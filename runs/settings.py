@@ -337,6 +337,11 @@ def _check_parts(settings: RunSettings, checks: Checks) -> None:
     checks.require(task.kind != "custom" or bool(task.target), "task.target is not set: package.module:factory")
     checks.number("task.oversample", task.oversample, 0, 64, open_low=True)
     checks.number("task.noise_sigma", task.noise_sigma, 0, open_low=True)
+    checks.require(
+        task.kind != "custom" or task.noise_sigma == TaskSettings().noise_sigma,
+        f"task.noise_sigma={task.noise_sigma:g}: a custom operator has its own; if its factory takes it, "
+        f"+task.options.noise_sigma={task.noise_sigma:g}",
+    )
     if task.kind in OPERATORS:
         check_options(task.kind, task.options, operator_arguments(task), checks)
 
