@@ -22,6 +22,7 @@ from runs.command_line import CONFIG_DIR, FAILED, INTERRUPTED, fail, register, r
 from runs.console import results_table
 from runs.cost import Calls, count_calls
 from runs.custom import check_custom_operator
+from runs.device import choose_device
 from runs.family import follow_family, followed_config
 from runs.hooks import build_hook_plan
 from runs.images import DataError, load_images, load_measurements
@@ -29,7 +30,8 @@ from runs.operators import measurement_shape, operator_of_image, operators_of_me
 from runs.reconstruct import Problem, Reconstructor
 from runs.record import RunFolder
 from runs.rng import measurement_generator
-from runs.settings import RunSettings, choose_device, validate
+from runs.settings import RunSettings
+from runs.validation import validate
 
 PROGRAM = "posterior_sample.py"
 NOISE_TOLERANCE = 0.1

@@ -13,9 +13,9 @@ from priors.embedded import load_embedded
 from priors.prior import Prior, in_autocast
 from runs.checks import SettingsError
 from runs.custom import call_target
-from runs.family import ROOT, follow_family
+from runs.family import ROOT, follow_family, resolve_chain
 from runs.operators import OPERATORS
-from runs.settings import FOLDER_KINDS, RunSettings, TaskSettings, operator_arguments, resolve_chain
+from runs.settings import FOLDER_KINDS, RunSettings, TaskSettings, operator_arguments
 from sampler import SamplerSettings
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -13,7 +13,8 @@ from tiny import QUICK, reconstruct
 from runs.checks import SettingsError
 from runs.hooks import build_hook_plan, symmetry_record
 from runs.phases import PhaseClock
-from runs.settings import RunSettings, validate
+from runs.settings import RunSettings
+from runs.validation import validate
 from sampler import Info
 from symmetry import SymmetryMoves
 
