@@ -5,7 +5,7 @@ import torch
 from planned_runs import EVERY, NEUTRAL, OPTIMISE, PATH, PRUNE, REPEL, planned_run
 from sampler_support import LEVELS, assert_same, problem, run, settings
 
-from runs.hooks import optimization_record, repulsion_record
+from runs.hook_records import optimization_record, repulsion_record
 from sampler import Info
 
 ACTIVE = {

@@ -11,7 +11,8 @@ from pruning import Pruning
 from repulsion import ImageSpace, LatentSpace, Repulsion
 from resample_opt import LatentOptimization
 from runs.checks import SettingsError
-from runs.hooks import build_feature_space, build_hook_plan
+from runs.feature_space import build_feature_space
+from runs.hooks import build_hook_plan
 from runs.phases import PhaseClock
 from runs.settings import RunSettings
 
@@ -145,7 +146,7 @@ def space_of(**keys):
 
 
 def test_feature_space_is_the_one_that_is_asked_for(monkeypatch):
-    monkeypatch.setattr("runs.hooks.dino_weights", lambda model, path: None)
+    monkeypatch.setattr("runs.feature_space.dino_weights", lambda model, path: None)
     for keys, kind, symmetries in (
         ({"repulsion_features": "latent"}, LatentSpace, 1),
         ({"repulsion_features": "auto"}, LatentSpace, 1),

@@ -11,7 +11,8 @@ from symmetry_support import CPU, OPERATOR, PATH, Y, image_prior
 from tiny import QUICK, reconstruct
 
 from runs.checks import SettingsError
-from runs.hooks import build_hook_plan, symmetry_record
+from runs.hook_records import symmetry_record
+from runs.hooks import build_hook_plan
 from runs.phases import PhaseClock
 from runs.settings import RunSettings
 from runs.validation import validate
