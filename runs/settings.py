@@ -17,7 +17,7 @@ class DataSettings:
     """Images to reconstruct.
 
     Attributes:
-        kind: ``demo`` (a photograph and synthetic cats), ``folder`` or ``npz``.
+        kind: ``demo`` (a photograph and synthetic cats; above 128 px photographs alone), ``folder`` or ``npz``.
         dir: folder of images, for ``folder``.
         path: the file, for ``npz``.
         split: ``test``, ``validation`` or ``train`` of an ``npz``.

@@ -133,7 +133,7 @@ def prior_findings(settings: "RunSettings", model: str) -> Iterable[Finding]:
     from runs.prior_checks import check_prior
 
     card = card_of_model(model)
-    fetch = None if card is None else card.command()
+    fetch = card.command() if card is not None and settings.model.path in card.model_paths() else None
     started = time.perf_counter()
     try:
         device = choose_device(settings)

@@ -95,7 +95,7 @@ def test_the_configurations_read_what_is_fetched():
         config = ROOT / "configs" / "model" / f"{card.model}.yaml"
         if card.model is not None and config.exists():
             path = yaml.safe_load(config.read_text())["path"]
-            assert path in (card.hub, f"checkpoints/{card.becomes}", f"checkpoints/{card.file}")
+            assert path in card.model_paths()
             assert card_of_model(card.model) is card
     for name in ("test-ffhq", "test-imagenet"):
         assert (
