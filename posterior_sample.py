@@ -21,7 +21,7 @@ from runs.checks import SettingsError
 from runs.command_line import CONFIG_DIR, FAILED, INTERRUPTED, fail, register, run
 from runs.console import results_table
 from runs.cost import Calls, count_calls
-from runs.custom import check_custom_operator
+from runs.custom import check_custom_operator, check_custom_prior
 from runs.device import choose_device
 from runs.family import follow_family, followed_config
 from runs.hooks import build_hook_plan
@@ -92,6 +92,9 @@ def sample(settings: RunSettings, config: dict) -> list[int]:
     operator = build_operator(settings.task)
     calls = Calls()
     loaded = build_prior(settings, device)
+    particles = settings.particle_ids or list(range(settings.num_samples))
+    if settings.model.kind == "custom":
+        check_custom_prior(loaded, settings.model.target, len(particles), device)
     sampler_settings = build_sampler_settings(settings, loaded)
     prior = count_calls(loaded, calls)
     plan = build_hook_plan(settings, prior, operator, sampler_settings.path, device)
@@ -101,7 +104,6 @@ def sample(settings: RunSettings, config: dict) -> list[int]:
         print("LPIPS is left out: its weights are not on this machine (bash download.sh lpips)")
     warn_of_noise(problems)
     folder.open()
-    particles = settings.particle_ids or list(range(settings.num_samples))
     reconstructor = Reconstructor(
         prior,
         sampler_settings,

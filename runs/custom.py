@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from operators.operator import Operator
-from priors.prior import PriorError
+from priors.prior import Prior, PriorError
 from runs.checks import SettingsError
 
 
@@ -51,7 +51,7 @@ def call_target(key: str, target: str, kind: type, **arguments: Any) -> Any:
     except ValueError as error:  # its message is meant for the user
         raise SettingsError(f"{key}={target}: {error}") from error
     except Exception as error:  # code of the user's own may fail in any way
-        raise SettingsError(f"{key}={target}: {fault(error, factory)}") from error
+        raise SettingsError(f"{key}={target}: {fault(error, getattr(factory, '__module__', None))}") from error
     if not isinstance(product, kind):
         raise SettingsError(
             f"{key}={target} returned {type(product).__name__}, not a {kind.__module__}.{kind.__name__}"
@@ -71,7 +71,7 @@ def check_custom_operator(operator: Operator, image_shape: tuple[int, int, int])
         wanted = (2, *operator.measurement_shape(image_shape))
         found = tuple(operator(torch.zeros(2, *image_shape)).shape)
     except Exception as error:
-        raise SettingsError(f"task={operator.name}: {fault(error, type(operator))}") from error
+        raise SettingsError(f"task={operator.name}: {fault(error, type(operator).__module__)}") from error
     if found != wanted:
         raise SettingsError(
             f"task={operator.name}: the measurement of images {(2, *image_shape)} has the shape {found}, but "
@@ -79,9 +79,32 @@ def check_custom_operator(operator: Operator, image_shape: tuple[int, int, int])
         )
 
 
-def fault(error: Exception, origin: object) -> str:
-    """An error in one line, with the line of ``origin``'s own file where it came up."""
-    file = getattr(sys.modules.get(getattr(origin, "__module__", None)), "__file__", None)
+def check_custom_prior(prior: Prior, target: str, count: int, device: torch.device) -> None:
+    """Put ``count`` empty latents through a prior of the user's own before anything is sampled.
+
+    Raises:
+        SettingsError: it fails, or its images or latents have other shapes than it announces.
+    """
+    images, latents = (count, *prior.image_shape), (count, *prior.latent_shape)
+    try:
+        z = torch.zeros(latents, device=device)
+        with torch.no_grad():
+            denoised, decoded = prior.denoiser(z, torch.ones((), device=device)), prior.decode(z)
+        encoded = prior.encode(torch.zeros(images, device=device))
+    except Exception as error:
+        raise SettingsError(f"model.target={target}: {fault(error, target.partition(':')[0])}") from error
+    for name, found, wanted in (
+        ("denoiser(z, sigma)", denoised, latents),
+        ("decode(z)", decoded, images),
+        ("encode(x)", encoded, latents),
+    ):
+        if tuple(found.shape) != wanted:
+            raise SettingsError(f"model.target={target}: {name} has the shape {tuple(found.shape)}, not {wanted}")
+
+
+def fault(error: Exception, module_name: str | None) -> str:
+    """An error in one line, with the line of the module's own file where it came up."""
+    file = getattr(sys.modules.get(module_name), "__file__", None)
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
     place = f" ({file}, line {lines[-1]})" if lines else ""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}{place}"

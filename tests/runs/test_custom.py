@@ -3,11 +3,13 @@
 import sys
 
 import pytest
+import torch
+from analytic import prior_of
 from tiny import reconstruct
 
 from operators.operator import Operator
 from runs.checks import SettingsError
-from runs.custom import call_target, check_custom_operator
+from runs.custom import call_target, check_custom_operator, check_custom_prior
 
 CODE = """
 from operators.operator import Operator
@@ -70,6 +72,49 @@ def test_an_operator_that_breaks_its_word_is_refused(lab, fault, words):
         check_custom_operator(call_target(*TARGET, Operator, fault=fault), (3, 8, 8))
     assert words in str(refused.value)
     assert (f"{lab}, line" in str(refused.value)) == (fault == "call")
+
+
+class Gate(torch.nn.Module):
+    """An autoencoder of pixels that loses columns where it is told to."""
+
+    def __init__(self, narrow=None):
+        super().__init__()
+        self.narrow = narrow
+
+    def encode(self, x):
+        return x[..., 1:] if self.narrow == "encode" else x
+
+    def decode(self, z):
+        return z[..., 1:] if self.narrow == "decode" else z
+
+
+def lose_rows(z, sigma):
+    return z[:, :, 1:]
+
+
+def keep(z, sigma):
+    return z
+
+
+@pytest.mark.parametrize(
+    ("denoiser", "narrow", "words"),
+    [
+        (keep, None, None),
+        (lose_rows, None, "denoiser(z, sigma) has the shape (4, 3, 7, 8), not (4, 3, 8, 8)"),
+        (keep, "decode", "decode(z) has the shape (4, 3, 8, 7), not (4, 3, 8, 8)"),
+        (keep, "encode", "encode(x) has the shape (4, 3, 8, 7), not (4, 3, 8, 8)"),
+        (lambda z, sigma: z @ z[0, 0, :3], None, "RuntimeError: "),
+    ],
+    ids=["right", "denoiser", "decode", "encode", "error"],
+)
+def test_a_prior_is_held_to_the_shapes_that_it_announces(denoiser, narrow, words):
+    prior = prior_of(denoiser, (3, 8, 8), Gate(narrow))
+    if words is None:
+        check_custom_prior(prior, "lab:build", 4, torch.device("cpu"))
+        return
+    with pytest.raises(SettingsError) as refused:
+        check_custom_prior(prior, "lab:build", 4, torch.device("cpu"))
+    assert str(refused.value).startswith(f"model.target=lab:build: {words}")
 
 
 def test_the_command_line_tells_it_before_anything_is_written(lab):
