@@ -21,6 +21,8 @@ from runs.checks import SettingsError
 from runs.command_line import CONFIG_DIR, FAILED, INTERRUPTED, fail, register, run
 from runs.console import results_table
 from runs.cost import Calls, count_calls
+from runs.custom import check_custom_operator, check_custom_prior
+from runs.device import choose_device
 from runs.family import follow_family, followed_config
 from runs.hooks import build_hook_plan
 from runs.images import DataError, load_images, load_measurements
@@ -28,7 +30,8 @@ from runs.operators import measurement_shape, operator_of_image, operators_of_me
 from runs.reconstruct import Problem, Reconstructor
 from runs.record import RunFolder
 from runs.rng import measurement_generator
-from runs.settings import RunSettings, choose_device, validate
+from runs.settings import RunSettings
+from runs.validation import validate
 
 PROGRAM = "posterior_sample.py"
 NOISE_TOLERANCE = 0.1
@@ -36,8 +39,14 @@ register("run_settings", RunSettings)
 
 
 def load_problems(settings: RunSettings, prior: Prior, operator: Operator, device: torch.device) -> list[Problem]:
-    """The measurements of this run: given ones, or simulated from images."""
+    """The measurements of this run: given ones, or simulated from images.
+
+    Raises:
+        SettingsError, DataError: the operator or the data cannot be used.
+    """
     data = settings.data
+    if settings.task.kind == "custom":
+        check_custom_operator(operator, prior.image_shape)
     if data.measurement is not None:
         shape = measurement_shape(operator, prior.image_shape)
         y, ids = load_measurements(Path(data.measurement), shape, data.start_id, data.end_id)
@@ -83,16 +92,18 @@ def sample(settings: RunSettings, config: dict) -> list[int]:
     operator = build_operator(settings.task)
     calls = Calls()
     loaded = build_prior(settings, device)
+    particles = settings.particle_ids or list(range(settings.num_samples))
+    if settings.model.kind == "custom":
+        check_custom_prior(loaded, settings.model.target, len(particles), device)
     sampler_settings = build_sampler_settings(settings, loaded)
     prior = count_calls(loaded, calls)
     plan = build_hook_plan(settings, prior, operator, sampler_settings.path, device)
     problems = load_problems(settings, prior, operator, device)
     lpips = load_lpips(device)
     if lpips is None:
-        print("LPIPS is left out: its weights are not on this machine (see README, LPIPS).")
+        print("LPIPS is left out: its weights are not on this machine (bash download.sh lpips)")
     warn_of_noise(problems)
     folder.open()
-    particles = settings.particle_ids or list(range(settings.num_samples))
     reconstructor = Reconstructor(
         prior,
         sampler_settings,

@@ -26,7 +26,8 @@ from runs.command_line import compose_config  # noqa: E402
 from runs.hooks import build_hook_plan  # noqa: E402
 from runs.phases import PhaseClock, synchronise  # noqa: E402
 from runs.rng import ParticleStreams, measurement_generator  # noqa: E402
-from runs.settings import RunSettings, validate  # noqa: E402
+from runs.settings import RunSettings  # noqa: E402
+from runs.validation import validate  # noqa: E402
 from sampler import LatentDAPS  # noqa: E402
 
 POSTERIOR = ["optimization_step=0", "optimization_prior_sigma=0.1", "optimization_max_iters=60"]

@@ -82,6 +82,11 @@ class Card:
         folders = {"checkpoints": cache_folder(), "torch_hub": torch_hub_folder(), "dataset": ROOT / "dataset"}
         return None if self.file is None else folders[self.place] / self.file
 
+    def model_paths(self) -> list[str]:
+        """The values of ``model.path`` that stand for this card, and not for a folder of the user's own."""
+        local = [f"checkpoints/{name}" for name in (self.becomes, self.file) if name is not None]
+        return local if self.hub is None else [self.hub, *local]
+
     def command(self) -> str:
         """What fetches it."""
         return f"hf download {self.hub}" if self.download is None else f"bash download.sh {self.download}"

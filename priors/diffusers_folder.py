@@ -123,8 +123,8 @@ def open_folder(path: str, root: Path) -> CheckpointFolder:
 def _cached(path: str) -> Path:
     if not HUB_ID.fullmatch(path):
         raise PriorError(
-            f"model.path={path}: no such folder; fetch it (bash download.sh) or convert a checkpoint "
-            "(python tools/convert_checkpoint.py IN OUT)"
+            f"model.path={path}: no such folder; fetch it (`bash download.sh` lists what there is) or convert a "
+            "checkpoint (python tools/convert_checkpoint.py IN OUT)"
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError

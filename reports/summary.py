@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from evaluation.comparison import estimate
+from evaluation.comparison import Estimate, estimate
 from reports.results import METRICS, Run
 from reports.tables import Cell, Column, Table
 
@@ -51,11 +51,14 @@ def run_table(runs: list[Run], everything: bool = False) -> Table:
         Entry(Column("run", "run"), lambda r: labels[id(r)]),
         *_count_entries(),
         *(entry for metric in METRICS for entry in _metric_entries(metric)),
+        _misfit_entry(),
         *_success_entries(),
         *_cost_entries(),
         *(entry for phase in _phase_names(runs) for entry in _phase_entries(phase)),
     ]
-    shown = [e for e in entries if everything or e.column.key in COMPACT]
+    blind = any(not image.quality for run in runs for image in run.images.values())
+    compact = COMPACT | {"misfit_best"} if blind else COMPACT  # without truth the misfit is all there is
+    shown = [e for e in entries if everything or e.column.key in compact]
     return Table([e.column for e in shown], [[e.of(run) for e in shown] for run in runs])
 
 
@@ -84,6 +87,13 @@ def _metric_entries(metric: str) -> list[Entry]:
     spread = Column(f"{metric}_std{key_unit}", f"{title} std{unit}", spec)
     fields = [entry(field) for field in ("best", "mean", "selected")]
     return [*fields, Entry(spread, lambda r: estimate(r.values(metric, "std")).mean)]
+
+
+def _misfit_entry() -> Entry:
+    def lowest(run: Run) -> Estimate:
+        return estimate(min(image.loss) if image.loss else None for image in run.images.values())
+
+    return Entry(Column("misfit_best", "misfit best", ".1f", with_error=True), lowest)
 
 
 def _success_entries() -> list[Entry]:

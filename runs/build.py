@@ -1,10 +1,6 @@
 """From settings to objects: prior, operator, sampler settings."""
 
-import importlib
-import inspect
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import torch
 
@@ -16,46 +12,13 @@ from priors.diffusers_folder import LoadOptions, open_folder
 from priors.embedded import load_embedded
 from priors.prior import Prior, in_autocast
 from runs.checks import SettingsError
-from runs.family import ROOT, follow_family
+from runs.custom import call_target
+from runs.family import ROOT, follow_family, resolve_chain
 from runs.operators import OPERATORS
-from runs.settings import FOLDER_KINDS, RunSettings, TaskSettings, operator_arguments, resolve_chain
+from runs.settings import FOLDER_KINDS, RunSettings, TaskSettings, operator_arguments
 from sampler import SamplerSettings
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def import_target(key: str, target: str) -> Callable[..., Any]:
-    """The callable that ``package.module:factory`` names.
-
-    Raises:
-        SettingsError: the module or the attribute does not exist.
-    """
-    module_name, _, attribute = target.partition(":")
-    try:
-        return getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise SettingsError(f"{key}={target}: cannot be imported as package.module:factory ({error})") from error
-
-
-def call_target(key: str, target: str, kind: type, **arguments: Any) -> Any:
-    """What the factory ``target`` makes of ``arguments``, an instance of ``kind``.
-
-    Raises:
-        SettingsError: it does not exist, does not take these arguments, or returns something else.
-    """
-    factory = import_target(key, target)
-    try:
-        inspect.signature(factory).bind(**arguments)
-    except ValueError:
-        pass  # some builtins tell no signature
-    except TypeError as error:
-        raise SettingsError(f"{key}={target}: cannot be called with {', '.join(arguments)}: {error}") from error
-    product = factory(**arguments)
-    if not isinstance(product, kind):
-        raise SettingsError(
-            f"{key}={target} returned {type(product).__name__}, not a {kind.__module__}.{kind.__name__}"
-        )
-    return product
 
 
 def build_prior(settings: RunSettings, device: torch.device) -> Prior:
@@ -108,8 +71,7 @@ def build_operator(task: TaskSettings) -> Operator:
     except SettingsError:
         raise
     except ValueError as error:
-        where = f"task.target={task.target}: " if task.kind == "custom" else "task.options."
-        raise SettingsError(f"{where}{error}") from error
+        raise SettingsError(f"task.options.{error}") from error
 
 
 def build_sampler_settings(settings: RunSettings, prior: Prior | None = None) -> SamplerSettings:

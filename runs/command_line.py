@@ -79,6 +79,8 @@ def explain(config_name: str, overrides: list[str], error: Exception) -> str:
             siblings = [k for k in keys if k.rpartition(".")[0] == key.rpartition(".")[0]]
             hint = f"did you mean {' or '.join(close)}?" if close else f"allowed are {', '.join(siblings or keys)}"
             return f"{key}: unknown key; {hint}"
+        if _open_ended(key) and not override.startswith(("+", "~")) and f"'{key.rpartition('.')[2]}'" in reason:
+            return f"{override}: {key} has no default here, and a new key takes a plus: +{override}"
         try:
             compose_config(config_name, [override])
         except (HydraException, OmegaConfBaseException):

@@ -82,13 +82,18 @@ def number(value: float | None, digits: int = 2) -> str:
     return "-" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
 
 
+def magnitude(value: float | None) -> str:
+    """A number that may be huge, in at most eight characters; a dash for None."""
+    return f"{value:.3e}" if value is not None and abs(value) >= 1e6 else number(value, 1)
+
+
 def results_table(metrics: dict[str, Any], names: dict[int, str]) -> str:
     """The table at the end of a run: one row an image, then the means.
 
     ``oracle`` is the best particle by the truth; ``selected`` is chosen without it.
     """
     header = f"{'image':<22}{'oracle':>8}{'mean':>8}{'selected':>10}{'aligned':>9}{'mean':>8}"
-    header += f"{'loss':>9}{'floor':>8}  {'modes':<24}{'s':>6}"
+    header += f"{'loss':>10}{'floor':>9}  {'modes':<24}{'s':>6}"
     lines = ["PSNR in dB: raw oracle, mean and selected without truth; aligned oracle and mean", header]
     rows = zip(metrics["measurement"]["per_image"], metrics["timing"]["per_image_seconds"], strict=True)
     for position, (measured, seconds) in enumerate(rows):
@@ -100,10 +105,10 @@ def results_table(metrics: dict[str, Any], names: dict[int, str]) -> str:
             quality = [raw["best"], raw["mean"], raw["selected"], aligned["best"], aligned["mean"]]
             labels = ",".join(metrics["modes"]["per_image"][position]["labels"])
         a, b, c, d, e = (number(q) if q != "" else "-" for q in quality)
-        loss = number(min(measured["loss"], default=None), 1)
+        loss = magnitude(min(measured["loss"], default=None))
         name = names.get(measured["image_id"], str(measured["image_id"]))[:21]
-        floor = number(measured["noise_floor"], 1)
-        lines.append(f"{name:<22}{a:>8}{b:>8}{c:>10}{d:>9}{e:>8}{loss:>9}{floor:>8}  {labels:<24}{seconds:>6.0f}")
+        floor = magnitude(measured["noise_floor"])
+        lines.append(f"{name:<22}{a:>8}{b:>8}{c:>10}{d:>9}{e:>8}{loss:>10}{floor:>9}  {labels:<24}{seconds:>6.0f}")
     if metrics["psnr"] is not None:
         raw, aligned = metrics["psnr"]["overall"], metrics["psnr_aligned"]["overall"]
         a, b, c = (number(raw[k]) for k in ("best_mean", "mean_of_means", "selected_mean"))

@@ -1,15 +1,11 @@
 """Sampler values that follow the family of the prior (pixel, ldm, sd, ...), so that nobody chooses them twice."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from runs.checks import SettingsError
-
-if TYPE_CHECKING:
-    from runs.settings import ModelSettings, RunSettings
+from runs.settings import ChainConfig, ModelSettings, RunSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -54,6 +50,22 @@ def follow_family(settings: RunSettings) -> RunSettings:
                 )
     model = dataclasses.replace(settings.model, family=family)
     return dataclasses.replace(settings, model=model, sampler=dataclasses.replace(sampler, **parts, families={}))
+
+
+def resolve_chain(settings: RunSettings) -> ChainConfig:
+    """The sampler's MCMC values, with nulls taken from ``task.mcmc.<family>``."""
+    settings = follow_family(settings)
+    chain, family = settings.sampler.mcmc, settings.model.family
+    fallback = settings.task.mcmc.get(family, ChainConfig())
+    names = ("kernel", "num_steps", "step_size", "step_size_min_ratio", "momentum", "tau")
+    values = {n: getattr(fallback, n) if getattr(chain, n) is None else getattr(chain, n) for n in names}
+    missing = [n for n, v in values.items() if v is None]
+    if missing:
+        raise SettingsError(
+            f"sampler.mcmc.{missing[0]} is not set and task.mcmc has no value for model.family={family} "
+            f"(it knows {', '.join(settings.task.mcmc) or 'none'}); choose e.g. sampler=latent_daps_small"
+        )
+    return dataclasses.replace(chain, **values)
 
 
 def followed_config(config: dict[str, Any], settings: RunSettings) -> dict[str, Any]:

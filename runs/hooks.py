@@ -1,29 +1,28 @@
-"""The hooks of one run: which are on, in what order they are called, what they leave in the record."""
+"""The hooks of one run: which are on, and in what order they are called."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 
 from evaluation.orientation import latent_plausibility, posterior_energy
-from operators.operator import IDENTITY, Operator
-from priors.dino import DinoFeatures, dino_weights
+from operators.operator import Operator
 from priors.prior import Prior
 from pruning import Pruning, PruningSettings
-from repulsion import FeatureSpace, ImageSpace, LatentSpace, Repulsion, RepulsionSettings, low_pass
+from repulsion import FeatureSpace, Repulsion, RepulsionSettings
 from resample_opt import LatentOptimization, OptimizationSettings, polish
 from resampling import Resampling, ResamplingSettings
 from restarts import Restarts, RestartSettings
 from runs.checks import SettingsError
+from runs.feature_space import build_feature_space
 from runs.hook_settings import HookKeys
 from runs.phases import PhaseClock, PhaseHook
 from runs.rng import SHARED
 from runs.settings import RunSettings
 from runs.starts import WarmStart, build_start
-from sampler import NUM_TIMESTEPS, Hook, Info
-from symmetry import NEEDED_SYMMETRY, PARTICLE_COLUMNS, SymmetryMoves, SymmetrySettings
+from sampler import NUM_TIMESTEPS, Hook
+from symmetry import NEEDED_SYMMETRY, SymmetryMoves, SymmetrySettings
 
 
 def level_of(step: int, num_levels: int) -> int | None:
@@ -289,90 +288,3 @@ def _check_window(plan: HookPlan) -> None:
             f"resample_sigma={window.sigma_max:g}, resample_sigma_min={window.sigma_min:g}: no level lies there, after "
             f"pruning and before the last one (sigma = {sigmas[-1]:g}); widen the range"
         )
-
-
-def resampling_record(plan: HookPlan, info: Info) -> dict[str, Any] | None:
-    """What resampling did to one image; None if it is off."""
-    return {"per_step": info.rows.get("resampling", [])} if plan.keys.resample_sigma > 0 else None
-
-
-def build_feature_space(keys: HookKeys, prior: Prior, operator: Operator, device: torch.device) -> FeatureSpace:
-    """The space that ``repulsion_features`` and ``repulsion_kernel`` name.
-
-    Raises:
-        SettingsError: DINO is asked for without weights, or the kernel needs a symmetry that the operator lacks.
-        PriorError: DINO's weights are wrong.
-    """
-    kind, weights = keys.repulsion_features, None
-    odd = keys.repulsion_kernel == "odd"
-    if kind in ("auto", "dino"):
-        weights = dino_weights(keys.repulsion_dino_model, keys.repulsion_dino_path)
-        if weights is None and kind == "dino":
-            raise SettingsError(
-                f"repulsion_features=dino: no weights of {keys.repulsion_dino_model} in the hub's cache; set "
-                "repulsion_dino_path=FILE, or use repulsion_features=latent or pixel, which need none"
-            )
-        kind = "dino" if weights is not None else "pixel" if odd else "latent"
-    symmetries = operator.symmetries()
-    if keys.repulsion_kernel != "plain" and len(symmetries) < 2:
-        raise SettingsError(
-            f"repulsion_kernel={keys.repulsion_kernel}: the operator {operator.name} has no symmetry; use plain"
-        )
-    seen = symmetries if keys.repulsion_kernel == "quotient" else (IDENTITY,)
-    if kind == "latent":
-        return LatentSpace(prior, seen)
-    features = DinoFeatures(keys.repulsion_dino_model, weights).to(device) if kind == "dino" else low_pass
-    return ImageSpace(prior, features, kind, seen, symmetries[1] if odd else None)
-
-
-def repulsion_record(plan: HookPlan, info: Info) -> dict[str, Any]:
-    """What repulsion did to one image."""
-    rows = info.rows.get("repulsion", [])
-    return {
-        "enabled": plan.space is not None and plan.keys.repulsion_scale > 0,
-        "features": None if plan.space is None else plan.space.name,
-        "kernel": plan.keys.repulsion_kernel,
-        "active_steps": sum(row["scale"] > 0 for row in rows),
-        "seconds": sum(row["seconds"] for row in rows),
-        "per_step": [{k: v for k, v in row.items() if k != "seconds"} for row in rows],
-    }
-
-
-def optimization_record(info: Info, particle_ids: list[int]) -> dict[str, Any] | None:
-    """Totals of each particle over all levels, in the order of ``particle_ids``; None if nothing was optimised."""
-    rows = info.rows.get("optimization", [])
-    if not rows:
-        return None
-    calls = [[(row, row["particle_ids"].index(p)) for row in rows if p in row["particle_ids"]] for p in particle_ids]
-
-    def of(name: str, call: int) -> list[Any]:
-        return [own[call][0][name][own[call][1]] if own else None for own in calls]
-
-    return {
-        "particle_ids": particle_ids,
-        "iterations": [sum(row["iterations"][i] for row, i in own) for own in calls],
-        "seconds": sum(row["seconds"] for row in rows),
-        "initial_loss": of("initial_loss", 0),
-        "final_loss": of("final_loss", -1),
-        "reason": of("reason", -1),
-        "accepted": [any(row["accepted"][i] for row, i in own) for own in calls],
-        "per_step": [{k: v for k, v in row.items() if k != "seconds"} for row in rows],
-    }
-
-
-def symmetry_record(plan: HookPlan, info: Info) -> dict[str, Any] | None:
-    """What each particle tried at each level; None if the moves are off."""
-    if not plan.keys.symmetry_moves:
-        return None
-    rows = info.rows.get("symmetry", [])
-    level, particle = ("step", "sigma", "t", "move", "rule"), PARTICLE_COLUMNS
-    tries = [
-        {n: row[n] for n in level} | {"particle_id": p} | {n: row[n][i] for n in particle}
-        for row in rows
-        for i, p in enumerate(row["particle_ids"])
-    ]
-    return {
-        "moves": list(plan.keys.symmetry_moves),
-        "seconds": sum(row["seconds"] for row in rows),
-        "tries": tries,
-    }

@@ -19,7 +19,10 @@ DAMAGED_IMAGE = (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image
 DAMAGED_NPZ = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
 NUM_VALIDATION_GROUPS = 150
 DEMO_FOLDER = Path(__file__).resolve().parent.parent / "assets" / "demo"
-PHOTOGRAPH_CENTRE = (0.63, 0.5)  # the middle between the eyes
+PHOTOGRAPHS = {"chelsea": (0.63, 0.5), "astronaut": (0.5, 0.5), "coffee": (0.5, 0.5)}
+"""Of scikit-image, with the centre of the square that is cut; the cat's is the middle between its eyes."""
+LARGEST_SYNTHETIC = 128
+"""The synthetic cats have half this side, and are enlarged no further."""
 
 
 class DataError(ValueError):
@@ -169,17 +172,26 @@ def _as_images(images: np.ndarray, path: Path) -> np.ndarray:
 
 
 def demo_images(resolution: int, channels: int = 3) -> ImageSet:
-    """The photograph of a cat that scikit-image ships, and cats drawn from the embedded prior (synthetic)."""
+    """The photograph of a cat that scikit-image ships, and cats drawn from the embedded prior (synthetic).
+
+    Those have 64 px: above 128 px two more photographs take their place.
+    """
+    files = sorted(DEMO_FOLDER.glob("synthetic_*.png")) if resolution <= LARGEST_SYNTHETIC else []
+    photographs = list(PHOTOGRAPHS)[: 1 if files else None]
+    arrays = [_photograph(name, resolution, channels) for name in photographs]
+    arrays += [load_image(path, resolution, channels) for path in files]
+    names = (*photographs, *(path.stem for path in files))
+    origins = ("photograph",) * len(photographs) + ("synthetic",) * len(files)
+    return ImageSet(to_tensor(np.stack(arrays)), tuple(range(len(arrays))), names, origins)
+
+
+def _photograph(name: str, resolution: int, channels: int) -> np.ndarray:
     import skimage.data
 
-    photograph = Image.fromarray(skimage.data.chelsea()).convert("L" if channels == 1 else "RGB")
-    square = ImageOps.fit(photograph, (resolution, resolution), Image.Resampling.LANCZOS, centering=PHOTOGRAPH_CENTRE)
-    files = sorted(DEMO_FOLDER.glob("synthetic_*.png"))
-    arrays = [np.asarray(square).reshape(resolution, resolution, channels)]
-    arrays += [load_image(path, resolution, channels) for path in files]
-    names = ("chelsea", *(path.stem for path in files))
-    origins = ("photograph", *("synthetic" for _ in files))
-    return ImageSet(to_tensor(np.stack(arrays)), tuple(range(len(arrays))), names, origins)
+    image = Image.fromarray(getattr(skimage.data, name)()).convert("L" if channels == 1 else "RGB")
+    size, centre = (resolution, resolution), PHOTOGRAPHS[name]
+    square = ImageOps.fit(image, size, Image.Resampling.LANCZOS, centering=centre)
+    return np.asarray(square).reshape(resolution, resolution, channels)
 
 
 def select_ids(images: ImageSet, start_id: int, end_id: int | None) -> ImageSet:

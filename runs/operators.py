@@ -72,8 +72,8 @@ def load_blur_network(path: Path) -> BlurNetwork:
     key = f"task.options.weights={path}"
     if not path.is_file():
         raise SettingsError(
-            f"{key}: no such file; nonlinear blur needs the published network GOPRO_wVAE.pth (bash download.sh "
-            "GOPRO_wVAE fetches it or says how)"
+            f"{key}: no such file; nonlinear blur needs the published network GOPRO_wVAE.pth: "
+            "bash download.sh nonlinear-blur"
         )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)

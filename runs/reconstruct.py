@@ -16,13 +16,8 @@ from operators.operator import Operator
 from priors.prior import Prior
 from runs.console import ProgressHook, TrajectoryHook
 from runs.cost import Calls
-from runs.hooks import (
-    HookPlan,
-    optimization_record,
-    repulsion_record,
-    resampling_record,
-    symmetry_record,
-)
+from runs.hook_records import optimization_record, repulsion_record, resampling_record, symmetry_record
+from runs.hooks import HookPlan
 from runs.phases import ClockHook, PhaseClock
 from runs.plots import Snapshot, contact_sheet, measurement_picture, save_png, trajectory_figure
 from runs.record import Record, RunFolder

@@ -16,7 +16,7 @@ import yaml
 
 from evaluation.modes import THRESHOLDS
 from runs.checks import SettingsError
-from runs.settings import NOT_IN_HASH, config_sha256
+from runs.config_hash import NOT_IN_HASH, config_sha256
 
 SCHEMA = 1
 METRICS = ("psnr", "ssim", "lpips")

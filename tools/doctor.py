@@ -82,7 +82,8 @@ def read_settings(overrides: list[str]) -> "RunSettings":
 
     from runs.checks import SettingsError
     from runs.command_line import check_overrides, compose_config, fail, register
-    from runs.settings import RunSettings, validate
+    from runs.settings import RunSettings
+    from runs.validation import validate
 
     register("run_settings", RunSettings)
     problem = check_overrides("config", overrides)
@@ -101,7 +102,7 @@ def device_findings(settings: "RunSettings") -> Iterable[Finding]:
     import torch
 
     from runs.checks import SettingsError
-    from runs.settings import choose_device
+    from runs.device import choose_device
 
     try:
         device = choose_device(settings)
@@ -128,11 +129,11 @@ def prior_findings(settings: "RunSettings", model: str) -> Iterable[Finding]:
     from priors.prior import PriorError
     from runs.build import build_prior
     from runs.checks import SettingsError
+    from runs.device import choose_device
     from runs.prior_checks import check_prior
-    from runs.settings import choose_device
 
     card = card_of_model(model)
-    fetch = None if card is None else card.command()
+    fetch = card.command() if card is not None and settings.model.path in card.model_paths() else None
     started = time.perf_counter()
     try:
         device = choose_device(settings)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from runs.checks import Checks
-from runs.settings import DEVICES
+from runs.device import DEVICES
 from training.autoencoder import AutoencoderSettings
 from training.latent_diffusion import DenoiserSettings
 

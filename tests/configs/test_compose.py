@@ -12,9 +12,10 @@ from operators.operator import Operator
 from runs.build import build_operator, build_sampler_settings
 from runs.checks import SettingsError
 from runs.command_line import CONFIG_DIR, compose_config
-from runs.family import follow_family
+from runs.family import follow_family, resolve_chain
 from runs.operators import operator_of_image
-from runs.settings import CompatSettings, RunSettings, resolve_chain, validate
+from runs.settings import CompatSettings, RunSettings
+from runs.validation import validate
 from training.settings import TrainingSettings
 from training.settings import validate as validate_training
 

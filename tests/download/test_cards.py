@@ -48,6 +48,22 @@ def test_the_script_and_python_read_the_same():
     assert [tuple(line.split("\t")) for line in table.splitlines()] == expected
 
 
+def test_every_target_that_a_file_names_is_one():
+    shown = [p for p in ROOT.glob("*") if p.is_file()]
+    rooms = [p for p in ROOT.glob("*") if p.is_dir() and not p.name.startswith(".")]
+    own = [p for p in rooms if p.name not in ("tests", "checkpoints", "dataset", "results", "trainings")]
+    shown += [p for room in own for p in room.rglob("*")]
+    known = {card.download for card in read_cards().values()} | {"all"}
+    named = {}
+    for path in shown:
+        if path.suffix in (".py", ".md", ".yaml", ".sh"):
+            text = re.sub(r'"\n\s*f?"', "", path.read_text())  # a message over two lines
+            for words in re.findall(r"bash download\.sh((?: [A-Za-z][\w-]*)+)", text):
+                named |= dict.fromkeys(set(words.split()) - {"NAME"}, path)
+    assert {"lpips", "nonlinear-blur"} <= set(named)
+    assert {word: path for word, path in named.items() if word not in known} == {}
+
+
 def test_the_names_of_the_script_are_those_of_the_cards():
     assert set(NAMES) <= {card.download for card in read_cards().values()}
 
@@ -79,7 +95,7 @@ def test_the_configurations_read_what_is_fetched():
         config = ROOT / "configs" / "model" / f"{card.model}.yaml"
         if card.model is not None and config.exists():
             path = yaml.safe_load(config.read_text())["path"]
-            assert path in (card.hub, f"checkpoints/{card.becomes}", f"checkpoints/{card.file}")
+            assert path in card.model_paths()
             assert card_of_model(card.model) is card
     for name in ("test-ffhq", "test-imagenet"):
         assert (

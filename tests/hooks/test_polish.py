@@ -10,7 +10,7 @@ from sampler_support import MATRIX, PRIOR_COVARIANCE, PRIOR_MEAN, Y, measurement
 from resample_opt import OptimizationSettings, polish
 from runs.checks import SettingsError
 from runs.command_line import compose_config
-from runs.settings import validate
+from runs.validation import validate
 
 SIGMA, TAU = 0.3, 0.5
 SETTINGS = OptimizationSettings(0, lr=0.02, max_iters=3000, weight_decay=0.0, prior_sigma=SIGMA, tau=TAU)

@@ -8,8 +8,9 @@ import posterior_sample  # noqa: F401 (registers the schema)
 from runs.build import build_sampler_settings
 from runs.checks import SettingsError
 from runs.command_line import compose_config
-from runs.family import follow_family, followed_config
-from runs.settings import config_sha256, resolve_chain, validate
+from runs.config_hash import config_sha256
+from runs.family import follow_family, followed_config, resolve_chain
+from runs.validation import validate
 
 ANNEALING = {"pixel": (200, 100.0, 0.1), "ldm": (50, 10.0, 0.1), "sd": (50, 10.0, 0.1)}
 INNER = {"pixel": (5, 0.01), "ldm": (2, 0.001), "sd": (2, 0.001)}

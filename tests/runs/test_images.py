@@ -191,7 +191,14 @@ def test_demo(channels):
     assert demo.names[0] == "chelsea" and demo.origins[0] == "photograph"
     assert demo.pixels[0].std() > 0.15
     assert demo.ids == tuple(range(len(demo)))
-    assert set(demo.origins[1:]) <= {"synthetic"}
+    assert set(demo.origins[1:]) == {"synthetic"}
+
+
+@pytest.mark.parametrize(("side", "synthetic"), [(64, 2), (128, 2), (129, 0), (256, 0)])
+def test_the_demo_of_a_large_prior_is_photographs(side, synthetic):
+    demo = demo_images(side)
+    assert demo.pixels.shape == (3, 3, side, side) and demo.origins.count("synthetic") == synthetic
+    assert demo.ids == (0, 1, 2) and demo.names[0] == "chelsea"
 
 
 def test_measurements(tmp_path):

@@ -225,7 +225,7 @@ def misshapen(path):
 
 
 DAMAGE = {
-    "missing": (lambda path: path.unlink(), "no such file; nonlinear blur needs .* GOPRO_wVAE.pth .bash download.sh"),
+    "missing": (lambda path: path.unlink(), "no such file; nonlinear blur needs .*: bash download.sh nonlinear-blur"),
     "page": (page, "not a readable file of weights"),
     "cut": (lambda path: path.write_bytes(path.read_bytes()[:3000]), "not a readable file of weights"),
     "malicious": (malicious, "not a readable file of weights"),

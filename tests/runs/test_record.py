@@ -128,6 +128,13 @@ def test_a_diverged_image_counts_in_no_mean():
     assert "1 " in results_table(metrics, {})
 
 
+def test_a_huge_loss_keeps_its_column():
+    metrics = built(record(0))
+    metrics["measurement"]["per_image"][0]["loss"] = [5533628.0]
+    header, row = results_table(metrics, {}).splitlines()[1:3]
+    assert row.split()[-4] == "5.534e+06" and row.index("5.534e+06") + 9 == header.index("loss") + 4
+
+
 def test_failed_images_are_in_the_status_only():
     metrics = built(failed(0), record(1), failed(2))
     assert metrics["metadata"]["image_ids"] == [1]

@@ -7,7 +7,10 @@ from omegaconf import OmegaConf
 import posterior_sample  # noqa: F401 (registers the schema)
 from runs.checks import SettingsError
 from runs.command_line import compose_config
-from runs.settings import ChainConfig, config_sha256, resolve_chain, validate
+from runs.config_hash import config_sha256
+from runs.family import resolve_chain
+from runs.settings import ChainConfig
+from runs.validation import validate
 
 IGNORED = {"name", "save_dir", "device", "gpu", "use_tpu", "save_trajectory", "data.start_id", "data.end_id"}
 CONFIG = compose_config("config", ["sampler.annealing.sigma_min=0.1"])  # the range of each key leans on it

@@ -1,10 +1,15 @@
 """tools/doctor.py: exit status, and that its report names what to do."""
 
+import sys
 from importlib import metadata
 
+import original_layouts
 import pytest
+import torch
 from tiny import captured, no_lpips, tiny_prior  # noqa: F401 (fixtures)
+from tiny_checkpoints import checkpoints  # noqa: F401 (fixture)
 
+from priors.convert import convert_checkpoint
 from runs import installation
 from tools import doctor
 
@@ -33,6 +38,54 @@ def test_random_weights_are_a_problem(tiny_prior):  # noqa: F811
     outcome = examine("model=embedded", f"model.path={tiny_prior}")
     assert outcome.status == 1 and "not ready" in outcome.out
     assert "problem  the denoiser is no better than shrinking its input" in outcome.out
+
+
+def assert_at_work(outcome, loaded):
+    """The prior was loaded and measured to the end; random weights leave exactly that to say."""
+    assert outcome.status == 1 and outcome.err == ""
+    assert f"ok       {loaded} loaded from" in outcome.out and "timesteps, sigma" in outcome.out
+    assert "problem  the denoiser is no better than shrinking its input" in outcome.out
+    assert not any(words in outcome.out for words in ("cannot be loaded", "fails at work", "nan", "Traceback"))
+
+
+CONVERTED = {
+    "ldm_ffhq256": "ffhq256ldm",
+    "ldm_imagenet256": "imagenet256ldm",
+    "adm_ffhq256": "ffhq256ddpm",
+    "adm_imagenet256": "imagenet256ddpm",
+}
+
+
+@pytest.mark.parametrize(("family", "model"), CONVERTED.items())
+def test_a_converted_checkpoint_of_each_family_is_put_to_work(family, model, tmp_path):
+    torch.save({"state_dict": original_layouts.checkpoints()[family]}, tmp_path / "original.ckpt")
+    architecture = original_layouts.ARCHITECTURES[family]
+    convert_checkpoint(tmp_path / "original.ckpt", tmp_path / family, None, True, architecture, lambda line: None)
+    outcome = examine(f"model={model}", f"model.path={tmp_path / family}")
+    assert_at_work(outcome, family)
+    assert "as its card says" in outcome.out
+    raw = examine(f"model={model}", f"model.path={tmp_path / 'original.ckpt'}")
+    assert "convert_checkpoint.py" in raw.out and "-> bash download.sh ldm" not in raw.out  # a file of the user's own
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("stable_diffusion", ["model=stable-diffusion-v1.5", "model.prompt=a cat", "model.guidance_scale=3"]),
+        ("stable_diffusion", ["model=diffusers", "precision=bfloat16"]),
+        ("ddpm", ["model=diffusers"]),
+    ],
+)
+def test_diffusers_folders_are_put_to_work(checkpoints, name, overrides):  # noqa: F811
+    assert_at_work(examine(*overrides, f"model.path={checkpoints[name]}"), name)
+
+
+def test_a_package_that_nothing_chosen_needs_is_no_news(monkeypatch, tiny_prior):  # noqa: F811
+    monkeypatch.setitem(sys.modules, "torch_xla", None)
+    prior = ["model=embedded", f"model.path={tiny_prior}"]
+    assert "torch_xla" not in examine(*prior).out
+    chosen = examine(*prior, "use_tpu=true")
+    assert chosen.status == 1 and "problem  use_tpu=true: needs the package torch_xla" in chosen.out
 
 
 def test_a_checkpoint_that_is_not_here_is_a_problem_with_its_command():

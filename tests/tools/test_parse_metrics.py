@@ -69,9 +69,18 @@ def test_what_does_not_exist_is_a_dash(write, call):
     assert "20.00 ± -" in lines[2] and lines[2].endswith(" -")
     assert len({len(line.rstrip()) for line in lines[:2]}) == 1
     blind = call(write(hand_made({0: [20.0], 1: [3.0]}, truth=False)), "--all").out
-    assert "±" not in blind and "nan" not in blind.lower() and "None" not in blind
+    assert blind.count("±") == 1 and "nan" not in blind.lower() and "None" not in blind
+    assert "misfit best" in blind
     nothing = hand_made({})
     assert "exp" in call(write(nothing)).out
+
+
+def test_without_truth_the_compact_table_has_the_misfit(write, call):
+    blind = hand_made({0: [20.0], 1: [3.0]}, truth=False)
+    (row,) = csv_rows(call(write(blind), "--format", "csv").out)
+    losses = [min(image["loss"]) for image in blind["measurement"]["per_image"]]
+    assert row["misfit_best"] == pytest.approx(sum(losses) / 2)
+    assert "misfit" not in call(write(TWO)).out
 
 
 def test_nan_is_a_missing_value(write, call):

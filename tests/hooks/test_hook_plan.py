@@ -1,0 +1,174 @@
+"""From keys to hooks, phases and the feature space."""
+
+import dataclasses
+
+import pytest
+from planned_runs import CPU, EVERY, OPTIMISE, PATH, PRUNE, REPEL, planned, planned_run
+from sampler_support import measurement, problem
+
+from operators.phase_retrieval import PhaseRetrieval
+from pruning import Pruning
+from repulsion import ImageSpace, LatentSpace, Repulsion
+from resample_opt import LatentOptimization
+from runs.checks import SettingsError
+from runs.feature_space import build_feature_space
+from runs.hooks import build_hook_plan
+from runs.phases import PhaseClock
+from runs.settings import RunSettings
+
+# --- The plan --------------------------------------------------------------------------------------------------------
+
+
+def test_hooks_get_what_the_keys_say():
+    plan = planned(
+        **REPEL,
+        repulsion_unit="raw",
+        repulsion_schedule="cosine",
+        repulsion_on="z_t",
+        repulsion_log=True,
+        pruning_step=799,
+        pruning_keep=3,
+        pruning_rule="diverse",
+        pruning_tolerance=1.5,
+        pruning_close=0.2,
+        pruning_branch=2.0,
+        optimization_step=401,
+        optimization_when="every",
+        optimization_lr=0.3,
+        optimization_max_iters=7,
+        optimization_window=5,
+        optimization_weight_decay=0.2,
+        optimization_prior_sigma=0.15,
+        optimization_accept="floor",
+        num_samples=9,
+        decode_batch=2,
+    )
+    hooks = plan.hooks(measurement(), PhaseClock(CPU))
+    repulsion, pruning, optimisation = (
+        next(h for h in hooks if isinstance(h, kind)) for kind in (Repulsion, Pruning, LatentOptimization)
+    )
+    assert [h for h in hooks if h in (repulsion, pruning, optimisation)] == [repulsion, pruning, optimisation]
+    assert dataclasses.asdict(repulsion.settings) == {
+        "scale": 0.4,
+        "unit": "raw",
+        "sigma_break": 0.01,
+        "schedule": "cosine",
+        "estimate": "z_t",
+        "stop_at": 401,
+        "log": True,
+    }
+    assert dataclasses.asdict(pruning.settings) == {
+        "at_level": 2,
+        "keep": 3,
+        "rule": "diverse",
+        "mode": "slice",
+        "tolerance": 1.5,
+        "close": 0.2,
+        "branch_sigma": 2.0,
+        "first_child_id": 9,
+    }
+    assert dataclasses.asdict(optimisation.settings) == {
+        "from_level": 3,
+        "when": "every",
+        "lr": 0.3,
+        "max_iters": 7,
+        "window": 5,
+        "weight_decay": 0.2,
+        "prior_sigma": 0.15,
+        "tau": problem()[1].noise_sigma,
+        "accept": "floor",
+        "best": None,
+        "twins": False,
+    }
+
+
+def test_tau_of_the_optimisation_can_be_given():
+    hooks = planned(**OPTIMISE, optimization_tau=0.7).hooks(measurement(), PhaseClock(CPU))
+    assert next(h for h in hooks if isinstance(h, LatentOptimization)).settings.tau == 0.7
+
+
+def test_expected_loss_is_the_noise_floor_and_the_misfit_of_the_prior():
+    prior, operator = problem()
+    prior = dataclasses.replace(prior, misfit_excess={"matrix": (3.0, 0.4), "other": (99.0, 99.0)})
+    plan = build_hook_plan(RunSettings(**PRUNE, **OPTIMISE), prior, operator, PATH, CPU)
+    hooks = plan.hooks(measurement(), PhaseClock(CPU))
+    floor = operator.noise_floor(measurement())
+    pruning, optimisation = (next(h for h in hooks if isinstance(h, k)) for k in (Pruning, LatentOptimization))
+    assert optimisation.expected == pytest.approx(floor.mean.item() + 3.0)
+    assert pruning.loss_std == pytest.approx((floor.std.item() ** 2 + 0.4**2) ** 0.5)
+
+
+@pytest.mark.parametrize(
+    ("keys", "phases"),
+    [
+        ({}, {"sampling": 5}),
+        (REPEL, {"sampling": 5}),
+        (PRUNE, {"pre_pruning": 3, "post_pruning": 2}),
+        ({"pruning_step": 1000}, {"pre_pruning": 1, "post_pruning": 4}),
+        ({"pruning_step": 200}, {"pre_pruning": 5, "post_pruning": 0}),
+        (OPTIMISE, {"pre_optimization": 5, "optimization": 0}),
+        ({**OPTIMISE, **EVERY}, {"pre_optimization": 4, "optimization": 1}),
+        ({**OPTIMISE, **EVERY, "optimization_step": 0}, {"pre_optimization": 5, "optimization": 0}),
+        ({**PRUNE, **OPTIMISE}, {"pre_pruning": 3, "post_pruning_pre_optimization": 2, "optimization": 0}),
+        ({**PRUNE, **OPTIMISE, **EVERY}, {"pre_pruning": 3, "post_pruning_pre_optimization": 1, "optimization": 1}),
+        (
+            {**PRUNE, **OPTIMISE, **EVERY, "optimization_step": 600},
+            {"pre_pruning": 3, "post_pruning_pre_optimization": 0, "optimization": 2},
+        ),
+        (
+            {**PRUNE, **OPTIMISE, "optimization_step": 600},
+            {"pre_pruning": 3, "post_pruning_pre_optimization": 2, "optimization": 0},
+        ),
+    ],
+)
+def test_phases_count_the_levels_between_the_boundaries(keys, phases):
+    clock = planned_run(**keys)[2]
+    assert {name: phase.steps for name, phase in clock.phases.items()} == phases
+    assert sum(phase.seconds for phase in clock.phases.values()) > 0.9 * sum(clock.step_seconds)  # and the end
+
+
+def test_levels_of_children_belong_to_the_phase_in_which_they_run():
+    """They run levels 1 and 2 again after pruning, then level 3 with the survivors, then 4."""
+    branch = {**PRUNE, "pruning_branch": PATH[1].item()}
+    clock = planned_run(**branch)[2]
+    assert {n: p.steps for n, p in clock.phases.items()} == {"pre_pruning": 3, "post_pruning": 4}
+    clock = planned_run(**branch, **OPTIMISE, **EVERY)[2]
+    steps = {n: p.steps for n, p in clock.phases.items()}
+    assert steps == {"pre_pruning": 3, "post_pruning_pre_optimization": 3, "optimization": 1}
+    assert len(clock.step_seconds) == 7
+
+
+# --- The feature space -----------------------------------------------------------------------------------------------
+
+
+def space_of(**keys):
+    return build_feature_space(RunSettings(**keys), problem()[0], PhaseRetrieval(), CPU)
+
+
+def test_feature_space_is_the_one_that_is_asked_for(monkeypatch):
+    monkeypatch.setattr("runs.feature_space.dino_weights", lambda model, path: None)
+    for keys, kind, symmetries in (
+        ({"repulsion_features": "latent"}, LatentSpace, 1),
+        ({"repulsion_features": "auto"}, LatentSpace, 1),
+        ({"repulsion_features": "latent", "repulsion_kernel": "quotient"}, LatentSpace, 2),
+        ({"repulsion_features": "pixel"}, ImageSpace, 1),
+        ({"repulsion_features": "pixel", "repulsion_kernel": "quotient"}, ImageSpace, 2),
+        ({"repulsion_features": "pixel", "repulsion_kernel": "odd"}, ImageSpace, 1),
+        ({"repulsion_features": "auto", "repulsion_kernel": "odd"}, ImageSpace, 1),
+    ):
+        space = space_of(**keys)
+        assert type(space) is kind and len(space.symmetries) == symmetries
+        if kind is ImageSpace:
+            assert (space.odd_under is not None) is (keys.get("repulsion_kernel") == "odd")
+            assert space.name == "pixel"
+    with pytest.raises(SettingsError, match="repulsion_features=dino: no weights of vit_small_patch16_224.dino"):
+        space_of(repulsion_features="dino")
+
+
+def test_odd_kernel_needs_a_symmetry():
+    with pytest.raises(SettingsError, match="repulsion_kernel=odd: the operator matrix has no symmetry"):
+        planned(repulsion_scale=1.0, repulsion_features="pixel", repulsion_kernel="odd")
+
+
+def test_no_feature_space_where_repulsion_is_off():
+    assert planned(repulsion_features="dino").space is None
