@@ -1,0 +1,145 @@
+r"""Quality against cost of finished runs: one curve a setting, one point a run, paired over images.
+
+    python tools/plot_cost.py --curve ours selected results/ours10 results/ours30 \
+        --curve "Exp0, oracle" best results/exp0_10 results/exp0a,results/exp0b@13000 --output curve.png
+
+A point is raw PSNR in dB over the images that all runs have, mean and standard error: ``selected`` is the answer chosen
+without the truth, ``best`` the best particle by the truth. Cost is decoder calls with gradient an image, all particles
+together; ``@13000`` names them for runs that did not count. Runs between commas are one run over their images. Behind
+the curve stands the difference to the last point of the last curve, image by image.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from matplotlib.figure import Figure
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from evaluation.comparison import Estimate, estimate, paired_difference
+from reports.read_metrics import read_run
+from reports.results import ResultsError, join_runs
+
+QUANTITIES = ("selected", "best")
+
+
+class Point(NamedTuple):
+    """One run of a curve.
+
+    Attributes:
+        label: of the curve.
+        quantity: one of :data:`QUANTITIES`.
+        calls: decoder calls with gradient an image.
+        psnr: image id -> raw PSNR in dB.
+        seconds: image id -> seconds.
+    """
+
+    label: str
+    quantity: str
+    calls: float
+    psnr: dict[int, float | None]
+    seconds: dict[int, float]
+
+
+def read_point(label: str, quantity: str, argument: str) -> Point:
+    """The point of ``RUN[,RUN...][@CALLS]``.
+
+    Raises:
+        ResultsError: a run cannot be read, or nobody counted its calls.
+    """
+    paths, _, named = argument.partition("@")
+    folders = [Path(path) for path in paths.split(",")]
+    run = join_runs([read_run(folder) for folder in folders])
+    if named and not named.isdecimal():
+        raise ResultsError(f"{argument}: the number of calls behind @ is no number: {named}")
+    calls = float(named) if named else statistics.fmean(c for folder in folders for c in counted_calls(folder))
+    psnr = {i: image.value("psnr", quantity) for i, image in run.images.items()}
+    return Point(label, quantity, calls, psnr, {i: image.seconds for i, image in run.images.items()})
+
+
+def counted_calls(folder: Path) -> list[int]:
+    """Decoder calls with gradient of each image.
+
+    Raises:
+        ResultsError: the run did not count them.
+    """
+    path = folder / "metrics.json" if folder.is_dir() else folder
+    counts = json.loads(path.read_text())["timing"].get("per_image_calls")
+    if not counts or any(count is None for count in counts):
+        raise ResultsError(f"{folder} did not count its calls; name them: {folder}@CALLS")
+    return [count["decoder_gradient"] for count in counts]
+
+
+def only_common_images(points: list[Point]) -> list[Point]:
+    """The points over the images of all of them.
+
+    Raises:
+        ResultsError: there is no such image.
+    """
+    common = set.intersection(*({i for i, v in p.psnr.items() if v is not None} for p in points))
+    if not common:
+        raise ResultsError("the runs have no image in common")
+    kept = sorted(common)
+    return [p._replace(psnr={i: p.psnr[i] for i in kept}, seconds={i: p.seconds[i] for i in kept}) for p in points]
+
+
+def draw(points: list[Point]) -> Figure:
+    """PSNR over calls, logarithmic."""
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axis = figure.subplots()
+    for label in dict.fromkeys(p.label for p in points):
+        own = sorted((p for p in points if p.label == label), key=lambda p: p.calls)
+        estimates = [estimate(p.psnr.values()) for p in own]
+        bars = [e.standard_error or 0 for e in estimates]
+        axis.errorbar([p.calls for p in own], [e.mean for e in estimates], bars, marker="o", capsize=3, label=label)
+    axis.set(xscale="log", xlabel="decoder calls an image", ylabel="raw PSNR in dB (mean, standard error)")
+    axis.set_title(f"{len(points[0].psnr)} images", fontsize=9)
+    axis.grid(alpha=0.3)
+    axis.legend()
+    return figure
+
+
+def table(points: list[Point]) -> str:
+    """One row a point."""
+    reference = points[-1]
+    lines = ["| curve | calls | raw PSNR, dB | difference to the last row | seconds |", "|---|---|---|---|---|"]
+    for p in points:
+        cells = [estimate(p.psnr.values()), paired_difference(reference.psnr, p.psnr), estimate(p.seconds.values())]
+        psnr, difference, seconds = (written(cell) for cell in cells)
+        lines.append(f"| {p.label} | {p.calls:.0f} | {psnr} | {difference} | {seconds} |")
+    return "\n".join(lines)
+
+
+def written(value: Estimate) -> str:
+    """Mean and standard error."""
+    error = "" if value.standard_error is None else f" ({value.standard_error:.2f})"
+    return f"{value.mean:.2f}{error}"
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Quality against cost of finished runs.")
+    parser.add_argument(
+        "--curve", nargs="+", action="append", required=True, metavar="...", help="LABEL, selected or best, then runs"
+    )
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write the plot there, as PNG")
+    arguments = parser.parse_args()
+    for label, *rest in arguments.curve:
+        if len(rest) < 2 or rest[0] not in QUANTITIES:
+            parser.error(f"--curve {label}: takes a label, one of {', '.join(QUANTITIES)}, and at least one run")
+    try:
+        points = [read_point(label, q, run) for label, q, *runs in arguments.curve for run in runs]
+        points = only_common_images(points)
+    except ResultsError as error:
+        parser.exit(2, f"{error}\n")
+    print(table(points))
+    if arguments.output is not None:
+        draw(points).savefig(arguments.output, dpi=110)
+
+
+if __name__ == "__main__":
+    main()
