@@ -41,9 +41,11 @@ class TrajectoryHook(Hook):
 
     def __init__(self, num_levels: int, num_kept: int = 9) -> None:
         count = min(num_kept, num_levels)
+        self.num_levels = num_levels
         self.kept = {round(i * (num_levels - 1) / max(count - 1, 1)) for i in range(count)}
         self.rows: list[Snapshot] = []
         self.parents: dict[int, int] = {}
+        self.finished: dict[int, torch.Tensor] = {}
 
     def before_renoise(self, state: State, info: Info) -> State:
         self.parents.update(zip(state.ids, state.parent_id.tolist(), strict=True))
@@ -52,9 +54,27 @@ class TrajectoryHook(Hook):
             self.rows.append(Snapshot(state.step, state.sigma, here.ids, here.z0_hat.cpu(), here.z0_y.cpu()))
         return state
 
+    def after_levels(self, state: State, info: Info) -> State:
+        """Keep parents as their children find them, after any polish."""
+        return self._finish(state)
+
     def at_end(self, state: State, info: Info) -> State:
+        """Keep the answers."""
+        return self._finish(state)
+
+    def _finish(self, state: State) -> State:
         self.parents.update(zip(state.ids, state.parent_id.tolist(), strict=True))
+        done = (state.level == self.num_levels).tolist()
+        self.finished.update({i: z.cpu() for i, z, own in zip(state.ids, state.z0_y, done, strict=True) if own})
         return state
+
+    def lineage(self, prior: Prior, device: torch.device, particle_id: int) -> list[tuple[int, torch.Tensor]]:
+        """Ids and images ``(C, H, W)`` of a particle's ancestors, the first generation first, then of itself."""
+        ids = [particle_id]
+        while self.parents.get(ids[0], -1) >= 0:
+            ids.insert(0, self.parents[ids[0]])
+        known = [i for i in ids if i in self.finished]
+        return [(i, prior.decode(self.finished[i][None].to(device))[0].cpu()) for i in known]
 
     def decoded(self, prior: Prior, device: torch.device, particle_ids: list[int]) -> list[Snapshot]:
         """The same levels as images, of the first generation and of these particles with all their ancestors."""

@@ -95,3 +95,16 @@ def trajectory_figure(path: Path, snapshots: Sequence[Snapshot]) -> None:
             [(after[0][0], "end of level", False), *after[1:]],
         ]
     contact_sheet(path, rows, "clean estimates over the annealing: ODE (upper rows), end of the level (lower rows)")
+
+
+def lineage_figure(path: Path, line: Sequence[tuple[torch.Tensor, str]], truth: torch.Tensor | None) -> None:
+    """The answer's ancestors, the oldest first, and the answer as it came out, beside the truth.
+
+    Args:
+        path: the PNG.
+        line: images ``(C, H, W)`` in [-1, 1] and their titles.
+        truth: ``(1, C, H, W)``, or None.
+    """
+    tiles = [] if truth is None else [(truth[0], "truth", False)]
+    tiles += [(image, title, position == len(line) - 1) for position, (image, title) in enumerate(line)]
+    contact_sheet(path, [tiles], "the answer's ancestors, each as its children found it, and the answer")

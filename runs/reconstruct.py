@@ -19,7 +19,7 @@ from runs.cost import Calls
 from runs.hook_records import optimization_record, repulsion_record, resampling_record, symmetry_record
 from runs.hooks import HookPlan
 from runs.phases import ClockHook, PhaseClock
-from runs.plots import Snapshot, contact_sheet, measurement_picture, save_png, trajectory_figure
+from runs.plots import Snapshot, contact_sheet, lineage_figure, measurement_picture, save_png, trajectory_figure
 from runs.record import Record, RunFolder
 from runs.rng import ParticleStreams
 from sampler import Info, LatentDAPS, SamplerSettings, State
@@ -141,10 +141,13 @@ class Reconstructor:
         result = self._evaluate(problem, state)
         cost = {"seconds": time.perf_counter() - started, "calls": self.calls.since(calls_before)}  # without pictures
         self._save_floats(result)
-        levels = []
+        levels, line = [], []
         if self.save_trajectory:
             levels = trajectory.decoded(self.prior, device, result.particle_ids + result.diverged_ids)
-        self._draw(result, levels)
+            if result.selection is not None:
+                chosen = result.particle_ids[result.selection.index]
+                line = trajectory.lineage(self.prior, device, chosen)
+        self._draw(result, levels, line)
         return self._record(result, clock, info, cost) | {"start": started_from}
 
     def _evaluate(self, problem: Problem, state: State) -> Result:
@@ -176,7 +179,7 @@ class Reconstructor:
             **numbers,
         )
 
-    def _draw(self, result: Result, levels: list[Snapshot]) -> None:
+    def _draw(self, result: Result, levels: list[Snapshot], line: list[tuple[int, torch.Tensor]]) -> None:
         problem, folder = result.problem, self.folder.path
         for particle, image in zip(result.particle_ids, result.images, strict=True):
             save_png(folder / "samples" / f"{problem.image_id:05d}_particle{particle}.png", image)
@@ -196,6 +199,9 @@ class Reconstructor:
         contact_sheet(folder / "sheets" / f"{problem.image_id:05d}.png", [tiles], heading)
         if levels:
             trajectory_figure(folder / "trajectory" / f"{problem.image_id:05d}.png", levels)
+        if len(line) > 1:
+            titled = [(image.clamp(-1, 1), self._ancestor_title(problem, i, image)) for i, image in line]
+            lineage_figure(folder / "trajectory" / f"{problem.image_id:05d}_lineage.png", titled, problem.truth)
 
     @staticmethod
     def _title(result: Result, row: int, particle: int) -> str:
@@ -203,6 +209,14 @@ class Reconstructor:
             return f"particle {particle}\nloss {result.loss[row].item():.1f}"
         raw, aligned = result.scores.raw["psnr"][row], result.scores.aligned["psnr"][row]
         return f"particle {particle} [{result.modes.labels[row]}]\nraw {raw:.1f}, aligned {aligned:.1f} dB"
+
+    @staticmethod
+    def _ancestor_title(problem: Problem, particle: int, image: torch.Tensor) -> str:
+        if problem.truth is None:
+            return f"particle {particle}"
+        twins = (symmetry.apply(image[None].clamp(-1, 1)) for symmetry in problem.operator.symmetries())
+        aligned = max(psnr_db(twin, problem.truth).item() for twin in twins)
+        return f"particle {particle}\naligned {aligned:.1f} dB"
 
     def _answer(self, result: Result) -> torch.Tensor:
         symmetry = next(s for s in result.problem.operator.symmetries() if s.name == result.selection.symmetry)
