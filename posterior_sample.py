@@ -27,8 +27,9 @@ from runs.family import follow_family, followed_config
 from runs.hooks import build_hook_plan
 from runs.images import DataError, load_images, load_measurements
 from runs.operators import measurement_shape, operator_of_image, operators_of_measurements
-from runs.reconstruct import Problem, Reconstructor
+from runs.reconstruct import Reconstructor
 from runs.record import RunFolder
+from runs.result import Problem
 from runs.rng import measurement_generator
 from runs.settings import RunSettings
 from runs.validation import validate

@@ -1,8 +1,8 @@
-"""Reconstruct one measurement: sample, score, choose, draw."""
+"""Reconstruct one measurement: sample, score, choose, record."""
 
 import time
 import traceback
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,64 +11,18 @@ from tqdm import tqdm
 
 from evaluation.metrics import Evaluator, Scores, psnr_db
 from evaluation.modes import Modes, channel_agreement, find_modes, symmetry_index
-from evaluation.selection import Candidates, Selection, select
-from operators.operator import Operator
+from evaluation.selection import Candidates, select
 from priors.prior import Prior
 from runs.console import ProgressHook, TrajectoryHook
 from runs.cost import Calls
+from runs.drawing import draw_result
 from runs.hook_records import optimization_record, repulsion_record, resampling_record, symmetry_record
 from runs.hooks import HookPlan
 from runs.phases import ClockHook, PhaseClock
-from runs.plots import Snapshot, contact_sheet, lineage_figure, measurement_picture, save_png, trajectory_figure
 from runs.record import Record, RunFolder
+from runs.result import Problem, Result
 from runs.rng import ParticleStreams
 from sampler import Info, LatentDAPS, SamplerSettings, State
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One measurement and what is known of it.
-
-    Attributes:
-        image_id: id in the data set.
-        name: for file names and tables.
-        origin: photograph, synthetic, data or measured.
-        operator: of this image, with its mask or kernel.
-        y: ``(1, ...)``.
-        truth: ``(1, C, H, W)`` in [-1, 1], or None.
-    """
-
-    image_id: int
-    name: str
-    origin: str
-    operator: Operator
-    y: torch.Tensor
-    truth: torch.Tensor | None
-
-
-@dataclass(frozen=True)
-class Result:
-    """Reconstructions of one measurement, without diverged particles.
-
-    Attributes:
-        problem: what was reconstructed.
-        images: ``(P, C, H, W)`` decoded, clipped to [-1, 1].
-        loss: ``(P,)`` data loss of the decoded images, not clipped.
-        particle_ids: id of each row.
-        diverged_ids: ids that are missing.
-        selection: the chosen answer, None if every particle diverged.
-        scores: metrics against the truth, None without truth or particles.
-        modes: labels against the truth, None without truth or particles.
-    """
-
-    problem: Problem
-    images: torch.Tensor
-    loss: torch.Tensor
-    particle_ids: list[int]
-    diverged_ids: list[int]
-    selection: Selection | None
-    scores: Scores | None
-    modes: Modes | None
 
 
 class Reconstructor:
@@ -147,7 +101,7 @@ class Reconstructor:
             if result.selection is not None:
                 chosen = result.particle_ids[result.selection.index]
                 line = trajectory.lineage(self.prior, device, chosen)
-        self._draw(result, levels, line)
+        draw_result(self.folder.path, result, levels, line)
         return self._record(result, clock, info, cost) | {"start": started_from}
 
     def _evaluate(self, problem: Problem, state: State) -> Result:
@@ -178,49 +132,6 @@ class Reconstructor:
             particle_ids=np.array(result.particle_ids, dtype=np.int64),
             **numbers,
         )
-
-    def _draw(self, result: Result, levels: list[Snapshot], line: list[tuple[int, torch.Tensor]]) -> None:
-        problem, folder = result.problem, self.folder.path
-        for particle, image in zip(result.particle_ids, result.images, strict=True):
-            save_png(folder / "samples" / f"{problem.image_id:05d}_particle{particle}.png", image)
-        tiles = [] if problem.truth is None else [(problem.truth[0], "truth", False)]
-        picture = problem.operator.picture(problem.y[0])
-        title = "measurement (log)" if picture is None else "measurement"
-        tiles.append((measurement_picture(problem.y[0], picture), title, False))
-        for row, particle in enumerate(result.particle_ids):
-            chosen = result.selection.index == row
-            tiles.append((result.images[row], self._title(result, row, particle), chosen))
-        if result.selection is not None:
-            answer = self._answer(result)
-            save_png(folder / "samples" / f"{problem.image_id:05d}_selected.png", answer)
-            chosen_id = result.particle_ids[result.selection.index]
-            tiles.append((answer, f"answer, no truth used\nparticle {chosen_id}, {result.selection.symmetry}", True))
-        heading = f"{problem.name} ({problem.origin}), image {problem.image_id}"
-        contact_sheet(folder / "sheets" / f"{problem.image_id:05d}.png", [tiles], heading)
-        if levels:
-            trajectory_figure(folder / "trajectory" / f"{problem.image_id:05d}.png", levels)
-        if len(line) > 1:
-            titled = [(image.clamp(-1, 1), self._ancestor_title(problem, i, image)) for i, image in line]
-            lineage_figure(folder / "trajectory" / f"{problem.image_id:05d}_lineage.png", titled, problem.truth)
-
-    @staticmethod
-    def _title(result: Result, row: int, particle: int) -> str:
-        if result.scores is None:
-            return f"particle {particle}\nloss {result.loss[row].item():.1f}"
-        raw, aligned = result.scores.raw["psnr"][row], result.scores.aligned["psnr"][row]
-        return f"particle {particle} [{result.modes.labels[row]}]\nraw {raw:.1f}, aligned {aligned:.1f} dB"
-
-    @staticmethod
-    def _ancestor_title(problem: Problem, particle: int, image: torch.Tensor) -> str:
-        if problem.truth is None:
-            return f"particle {particle}"
-        twins = (symmetry.apply(image[None].clamp(-1, 1)) for symmetry in problem.operator.symmetries())
-        aligned = max(psnr_db(twin, problem.truth).item() for twin in twins)
-        return f"particle {particle}\naligned {aligned:.1f} dB"
-
-    def _answer(self, result: Result) -> torch.Tensor:
-        symmetry = next(s for s in result.problem.operator.symmetries() if s.name == result.selection.symmetry)
-        return symmetry.apply(result.images[result.selection.index][None])[0]
 
     def _record(self, result: Result, clock: PhaseClock, info: Info, cost: dict[str, Any]) -> Record:
         problem, selection = result.problem, result.selection

@@ -7,7 +7,7 @@ from evaluation.selection import RULES
 from runs.checks import Checks, SettingsError
 from runs.device import DEVICES
 from runs.family import follow_family, resolve_chain
-from runs.hook_settings import check_hooks
+from runs.hook_checks import check_hooks
 from runs.operators import OPERATORS, check_options
 from runs.settings import FOLDER_KINDS, ModelSettings, RunSettings, TaskSettings, operator_arguments
 

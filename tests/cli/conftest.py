@@ -90,7 +90,7 @@ def drawn_run(arguments, tmp_path):
 @pytest.fixture
 def tiny_run(drawn_run, monkeypatch):
     """``drawn_run`` without contact sheets, which take most of its time."""
-    monkeypatch.setattr("runs.reconstruct.contact_sheet", lambda path, rows, heading: path.write_text(heading))
+    monkeypatch.setattr("runs.drawing.contact_sheet", lambda path, rows, heading: path.write_text(heading))
     return drawn_run
 
 

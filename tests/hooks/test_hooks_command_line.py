@@ -18,7 +18,7 @@ def overrides(keys):
 @pytest.fixture
 def tiny_run(tiny_prior, image_folder, tmp_path, monkeypatch):
     """Call it with keys: a run on one image with five levels; its folder, its outcome and its metrics."""
-    monkeypatch.setattr("runs.reconstruct.contact_sheet", lambda path, rows, heading: path.write_text(heading))
+    monkeypatch.setattr("runs.drawing.contact_sheet", lambda path, rows, heading: path.write_text(heading))
 
     def start(*more, name="tiny", run=reconstruct, **keys):
         given = ["model=embedded", f"model.path={tiny_prior}", "data=folder", f"data.dir={image_folder}", *QUICK, FIVE]

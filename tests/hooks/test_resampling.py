@@ -32,7 +32,8 @@ from resampling import (
     tempered_weights,
 )
 from runs.checks import Checks, SettingsError
-from runs.hook_settings import HookKeys, check_hooks
+from runs.hook_checks import check_hooks
+from runs.hook_settings import HookKeys
 from runs.hooks import build_hook_plan
 from runs.phases import PhaseClock
 from runs.rng import SHARED, ParticleStreams
@@ -298,7 +299,7 @@ def test_a_range_without_levels_is_refused():
 
 
 def test_a_run_records_what_was_resampled(tiny_prior, image_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("runs.reconstruct.contact_sheet", lambda path, rows, heading: path.write_text(heading))
+    monkeypatch.setattr("runs.drawing.contact_sheet", lambda path, rows, heading: path.write_text(heading))
     model = ("model=embedded", f"model.path={tiny_prior}", "data=folder", f"data.dir={image_folder}", "data.end_id=1")
     keys = ("resample_sigma=1", "resample_sigma_min=0", "sampler.annealing.num_steps=6", "num_samples=4")
     outcome = command("posterior_sample", *model, *QUICK, f"save_dir={tmp_path}", "name=again", *keys)

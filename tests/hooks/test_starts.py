@@ -11,7 +11,8 @@ from operators.phase_retrieval import PhaseRetrieval
 from priors.autoencoder import IdentityAutoencoder
 from priors.prior import Prior
 from runs.checks import Checks, SettingsError
-from runs.hook_settings import HookKeys, check_hooks
+from runs.hook_checks import check_hooks
+from runs.hook_settings import HookKeys
 from runs.hooks import build_hook_plan
 from runs.rng import ParticleStreams
 from runs.settings import RunSettings
@@ -174,7 +175,7 @@ def test_hooks_at_the_start_or_after_are_not(keys):
 
 @pytest.fixture
 def overrides(tiny_prior, image_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("runs.reconstruct.contact_sheet", lambda path, rows, heading: path.write_text(heading))
+    monkeypatch.setattr("runs.drawing.contact_sheet", lambda path, rows, heading: path.write_text(heading))
     model = ("model=embedded", f"model.path={tiny_prior}")
     data = ("data=folder", f"data.dir={image_folder}", "data.end_id=1", "save_trajectory=false")
     return (*model, *data, *QUICK, f"save_dir={tmp_path}", "name=warm", "num_samples=2")

@@ -1,0 +1,71 @@
+"""The pictures of one reconstruction: single images, contact sheet, trajectory, lineage."""
+
+from pathlib import Path
+
+import torch
+
+from evaluation.metrics import psnr_db
+from runs.plots import Snapshot, contact_sheet, lineage_figure, measurement_picture, save_png, trajectory_figure
+from runs.result import Problem, Result
+
+
+def draw_result(folder: Path, result: Result, levels: list[Snapshot], line: list[tuple[int, torch.Tensor]]) -> None:
+    """Write all pictures of one result into the run's subfolders.
+
+    Args:
+        folder: of the run.
+        result: what to show.
+        levels: of the trajectory; empty for no figure.
+        line: ids and images ``(C, H, W)`` of the answer's ancestors and the answer; drawn if there are ancestors.
+    """
+    name = f"{result.problem.image_id:05d}"
+    for particle, image in zip(result.particle_ids, result.images, strict=True):
+        save_png(folder / "samples" / f"{name}_particle{particle}.png", image)
+    if result.selection is not None:
+        save_png(folder / "samples" / f"{name}_selected.png", answer(result))
+    heading = f"{result.problem.name} ({result.problem.origin}), image {result.problem.image_id}"
+    contact_sheet(folder / "sheets" / f"{name}.png", [sheet_tiles(result)], heading)
+    if levels:
+        trajectory_figure(folder / "trajectory" / f"{name}.png", levels)
+    if len(line) > 1:
+        titled = [(image.clamp(-1, 1), ancestor_title(result.problem, i, image)) for i, image in line]
+        lineage_figure(folder / "trajectory" / f"{name}_lineage.png", titled, result.problem.truth)
+
+
+def sheet_tiles(result: Result) -> list[tuple[torch.Tensor, str, bool]]:
+    """Truth, measurement, particles and answer, with titles."""
+    problem = result.problem
+    tiles = [] if problem.truth is None else [(problem.truth[0], "truth", False)]
+    picture = problem.operator.picture(problem.y[0])
+    title = "measurement (log)" if picture is None else "measurement"
+    tiles.append((measurement_picture(problem.y[0], picture), title, False))
+    for row, particle in enumerate(result.particle_ids):
+        tiles.append((result.images[row], particle_title(result, row, particle), result.selection.index == row))
+    if result.selection is not None:
+        chosen = result.particle_ids[result.selection.index]
+        title = f"answer, no truth used\nparticle {chosen}, {result.selection.symmetry}"
+        tiles.append((answer(result), title, True))
+    return tiles
+
+
+def particle_title(result: Result, row: int, particle: int) -> str:
+    """Label and PSNR where there is a truth, else the data loss."""
+    if result.scores is None:
+        return f"particle {particle}\nloss {result.loss[row].item():.1f}"
+    raw, aligned = result.scores.raw["psnr"][row], result.scores.aligned["psnr"][row]
+    return f"particle {particle} [{result.modes.labels[row]}]\nraw {raw:.1f}, aligned {aligned:.1f} dB"
+
+
+def ancestor_title(problem: Problem, particle: int, image: torch.Tensor) -> str:
+    """With the PSNR of the better twin where there is a truth."""
+    if problem.truth is None:
+        return f"particle {particle}"
+    twins = (symmetry.apply(image[None].clamp(-1, 1)) for symmetry in problem.operator.symmetries())
+    aligned = max(psnr_db(twin, problem.truth).item() for twin in twins)
+    return f"particle {particle}\naligned {aligned:.1f} dB"
+
+
+def answer(result: Result) -> torch.Tensor:
+    """The chosen image ``(C, H, W)``, turned as it was chosen."""
+    symmetry = next(s for s in result.problem.operator.symmetries() if s.name == result.selection.symmetry)
+    return symmetry.apply(result.images[result.selection.index][None])[0]

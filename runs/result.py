@@ -1,0 +1,56 @@
+"""One measurement, and what its reconstruction came to."""
+
+from dataclasses import dataclass
+
+import torch
+
+from evaluation.metrics import Scores
+from evaluation.modes import Modes
+from evaluation.selection import Selection
+from operators.operator import Operator
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One measurement and what is known of it.
+
+    Attributes:
+        image_id: id in the data set.
+        name: for file names and tables.
+        origin: photograph, synthetic, data or measured.
+        operator: of this image, with its mask or kernel.
+        y: ``(1, ...)``.
+        truth: ``(1, C, H, W)`` in [-1, 1], or None.
+    """
+
+    image_id: int
+    name: str
+    origin: str
+    operator: Operator
+    y: torch.Tensor
+    truth: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class Result:
+    """Reconstructions of one measurement, without diverged particles.
+
+    Attributes:
+        problem: what was reconstructed.
+        images: ``(P, C, H, W)`` decoded, clipped to [-1, 1].
+        loss: ``(P,)`` data loss of the decoded images, not clipped.
+        particle_ids: id of each row.
+        diverged_ids: ids that are missing.
+        selection: the chosen answer, None if every particle diverged.
+        scores: metrics against the truth, None without truth or particles.
+        modes: labels against the truth, None without truth or particles.
+    """
+
+    problem: Problem
+    images: torch.Tensor
+    loss: torch.Tensor
+    particle_ids: list[int]
+    diverged_ids: list[int]
+    selection: Selection | None
+    scores: Scores | None
+    modes: Modes | None
