@@ -21,10 +21,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from data_term import DataTerm
 from diffusion.denoiser import score
 from operators.operator import Operator
 from priors.prior import Prior
-from sampler import DataTerm, Hook, Info, State
+from sampler import Hook, Info, State
 
 WHEN = ("end", "every")
 ACCEPT = ("split", "floor", "loss", "objective")

@@ -15,10 +15,11 @@ from typing import Any, Protocol
 
 import torch
 
+from data_term import DataTerm
 from diffusion.denoiser import Denoiser, score
 from diffusion.mcmc import ChainSettings, Draw, Evaluation, Target, per_particle, run_chain
 from diffusion.pfode import DiffusionPFODE
-from operators.operator import Objective, Operator
+from operators.operator import Operator
 from priors.prior import Prior
 
 NUM_TIMESTEPS = 1000
@@ -317,37 +318,6 @@ class LatentDAPS:
 
 DAPS = LatentDAPS
 """Pixel DAPS: the same loop with a prior whose autoencoder is the identity."""
-
-
-class DataTerm:
-    """Loss of decoded latents and its latent gradient: one decoder forward, one backward.
-
-    Args:
-        prior: its decoder; at most ``prior.decode_batch`` particles at once.
-        operator: its loss.
-        y: ``(P, ...)`` one measurement a particle.
-        gradient_clamp: if set, clamp the latent gradient elementwise.
-    """
-
-    def __init__(self, prior: Prior, operator: Operator, y: torch.Tensor, gradient_clamp: float | None = None) -> None:
-        self.prior, self.size, self.gradient_clamp = prior, prior.decode_batch or len(y), gradient_clamp
-        self.objectives = [operator.objective(part) for part in y.split(self.size)]
-
-    def __call__(self, z: torch.Tensor, with_gradient: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Losses ``(P,)`` and, if asked for, gradients like ``z``."""
-        parts = zip(z.split(self.size), self.objectives, strict=True)
-        if not with_gradient:
-            return torch.cat([objective(self.prior.decode(part))[0] for part, objective in parts]), None
-        losses, gradients = zip(*(self._differentiate(*part) for part in parts), strict=True)
-        return torch.cat(losses), torch.cat(gradients)
-
-    def _differentiate(self, z: torch.Tensor, objective: Objective) -> tuple[torch.Tensor, torch.Tensor]:
-        x, pullback = self.prior.decode_with_pullback(z)
-        loss, image_gradient = objective(x)
-        gradient = pullback(image_gradient)
-        if self.gradient_clamp is not None:
-            gradient = gradient.clamp(-self.gradient_clamp, self.gradient_clamp)
-        return loss, gradient
 
 
 def local_posterior(data_term: DataTerm, denoiser: Denoiser, state: State, settings: SamplerSettings) -> Target:

@@ -24,10 +24,11 @@ from sampler_support import (
 )
 
 import sampler
+from data_term import DataTerm
 from diffusion.mcmc import ChainSettings
 from diffusion.paths import edm_path
 from runs.rng import ParticleStreams
-from sampler import DataTerm, LatentDAPS
+from sampler import LatentDAPS
 
 
 @each_kernel
