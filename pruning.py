@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from diffusion.paths import first_level_at_most
 from operators.operator import Operator
 from priors.prior import Prior
 from sampler import Hook, Info, State
@@ -98,8 +99,8 @@ class Pruning(Hook):
     ) -> None:
         self.prior, self.operator, self.settings = prior, operator, settings
         self.expected, self.loss_std = expected, loss_std
-        reached = [k for k, sigma in enumerate(path[:-1].tolist()) if sigma <= settings.branch_sigma]
-        self.branch_level = min(reached[0] if reached else settings.at_level, settings.at_level)
+        reached = first_level_at_most(path, settings.branch_sigma)
+        self.branch_level = settings.at_level if reached is None else min(reached, settings.at_level)
         self.fired = False
 
     def before_renoise(self, state: State, info: Info) -> State:

@@ -20,6 +20,7 @@ import torch
 
 from diffusion.denoiser import score
 from diffusion.mcmc import per_particle
+from diffusion.paths import first_level_at_most
 from operators.operator import IDENTITY, Symmetry
 from priors.prior import Prior
 from sampler import NUM_TIMESTEPS, Hook, Info, State
@@ -206,9 +207,8 @@ class Repulsion(Hook):
 
     def __init__(self, prior: Prior, space: FeatureSpace, settings: RepulsionSettings, path: torch.Tensor) -> None:
         self.prior, self.space, self.settings = prior, space, settings
-        sigmas = path[:-1].tolist()
-        passed = [k for k, sigma in enumerate(sigmas) if sigma <= settings.sigma_break]
-        self.t_break = NUM_TIMESTEPS * (1 - passed[0] / len(sigmas)) if passed else 0.0
+        passed = first_level_at_most(path, settings.sigma_break)
+        self.t_break = 0.0 if passed is None else NUM_TIMESTEPS * (1 - passed / (len(path) - 1))
 
     def strength(self, state: State) -> float:
         """``scale`` times the schedule at this level, 0 where repulsion is off."""

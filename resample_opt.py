@@ -23,6 +23,7 @@ import torch
 
 from data_term import DataTerm
 from diffusion.denoiser import score
+from diffusion.mcmc import per_particle
 from operators.operator import Operator
 from priors.prior import Prior
 from sampler import Hook, Info, State
@@ -216,7 +217,7 @@ def polish(
     """
     moved = optimise(z, ParticleObjective(prior, operator, y, settings), z.new_zeros(len(z)), settings).z
     fits = operator.loss(prior.decode(moved), y).isfinite()
-    return torch.where(fits.reshape(-1, *(1,) * (z.ndim - 1)), moved, z)
+    return torch.where(per_particle(fits, z), moved, z)
 
 
 class LatentOptimization(Hook):
@@ -289,9 +290,8 @@ class LatentOptimization(Hook):
         outcome = optimise(part.z0_y, objective, floor, self.settings)
         final = self._loss(outcome.z, part.y)
         accepted = self._accept(part.z0_y, outcome, held_y, initial, final)
-        keep = accepted.reshape(-1, *(1,) * (part.z0_y.ndim - 1))
         z0_y = state.z0_y.clone()
-        z0_y[rows] = torch.where(keep, outcome.z, part.z0_y)
+        z0_y[rows] = torch.where(per_particle(accepted, part.z0_y), outcome.z, part.z0_y)
         info.add(
             "optimization",
             step=state.step,

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from diffusion.paths import first_level_at_most
 from operators.operator import Operator
 from priors.prior import Prior
 from sampler import Hook, Info, State
@@ -31,7 +32,7 @@ class RestartSettings:
         keep: particles that become parents, the best ones; the others are dropped.
         children: particles that are annealed each round, the parents in turn, the best first.
         sigmas: of the rounds in turn, from the first again after the last; children are re-noised to the first sigma of
-            the path that is at most this.
+            the path that is at most this, or else to its last.
         mcmc_steps: MCMC steps of the children, a level; None: as all others.
         first_child_id: least particle id of a child.
     """
@@ -68,7 +69,8 @@ class Restarts(Hook):
         energy: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
     ) -> None:
         self.prior, self.operator, self.settings, self.polish, self.energy = prior, operator, settings, polish, energy
-        self.levels = [first_level_at_most(path, sigma) for sigma in settings.sigmas]
+        reached = [first_level_at_most(path, sigma) for sigma in settings.sigmas]
+        self.levels = [len(path) - 2 if level is None else level for level in reached]
         self.rounds_done, self.next_id, self.polished = 0, settings.first_child_id, set()
 
     def before_ode(self, state: State, info: Info) -> State:
@@ -123,8 +125,3 @@ class Restarts(Hook):
         self.next_id += count
         levels = torch.full_like(children.level, level)
         return replace(children, particle_id=ids, parent_id=children.particle_id, level=levels)
-
-
-def first_level_at_most(path: torch.Tensor, sigma: float) -> int:
-    """The first level of the path ``(K + 1,)`` whose sigma is at most ``sigma``, else the last level."""
-    return next((k for k, own in enumerate(path[:-1].tolist()) if own <= sigma), len(path) - 2)

@@ -13,6 +13,11 @@ import torch
 ENDS = ("zero", "sigma_min")
 
 
+def first_level_at_most(path: torch.Tensor, sigma: float) -> int | None:
+    """The first level of an annealing path ``(K + 1,)`` whose sigma is at most ``sigma``; None if there is none."""
+    return next((k for k, own in enumerate(path[:-1].tolist()) if own <= sigma), None)
+
+
 def _finish(sigmas: torch.Tensor, sigma_max: float, sigma_min: float, end: str) -> torch.Tensor:
     if end not in ENDS:
         raise ValueError(f"end={end!r}: allowed are {', '.join(ENDS)}")

@@ -4,6 +4,7 @@ import math
 
 import torch
 
+from diffusion.denoiser import denoising_loss
 from priors.prior import Prior
 
 SIGMAS = (0.3, 0.5, 0.8, 1.2, 2.0)
@@ -31,14 +32,10 @@ def plausibility_loss(prior: Prior, images: torch.Tensor, seed: int = 0) -> torc
 def latent_plausibility(prior: Prior, z: torch.Tensor, seed: int = 0) -> torch.Tensor:
     """:func:`plausibility_loss` of latents ``(B, ...)`` themselves."""
     generator = torch.Generator().manual_seed(seed)
-    total = z.new_zeros(len(z))
-    with torch.no_grad():
-        for sigma in SIGMAS:
-            for _ in range(NUM_DRAWS):
-                noise = torch.randn(z.shape[1:], generator=generator).to(z)
-                error = prior.denoiser(z + sigma * noise, sigma) - z
-                total += error.square().flatten(1).mean(1) / (sigma**2 * NUM_DRAWS)
-    return total
+    shape = (len(SIGMAS), NUM_DRAWS)
+    noise = torch.stack([torch.randn(z.shape[1:], generator=generator) for _ in range(math.prod(shape))]).to(z)
+    noise = noise.reshape(1, *shape, *z.shape[1:]).expand(len(z), *(-1,) * (z.ndim + 1))
+    return denoising_loss(prior.denoiser, z, SIGMAS, noise)
 
 
 def prior_energy(prior: Prior, plausibility: torch.Tensor) -> torch.Tensor:

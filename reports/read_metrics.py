@@ -59,7 +59,7 @@ def _parse(metrics: dict[str, Any], path: str) -> Run:
         config_sha256=meta["config_sha256"],
         conditions={k: meta["conventions"].get(k) for k in CONVENTIONS} | {"seed": meta["seed"]},
         num_samples=meta["num_samples"],
-        images=_images(metrics, meta["image_ids"], timing["per_image_seconds"]),
+        images=_images(metrics, meta["image_ids"], timing),
         states={row["image_id"]: row["state"] for row in metrics["status"]["per_image"]},
         phases=phases,
         repulsion=[_repulsion_row(row) for row in rows],
@@ -71,12 +71,13 @@ def _repulsion_row(row: dict[str, Any]) -> RepulsionRow:
     return RepulsionRow(_number(row["t"]), distance, ratio)
 
 
-def _images(metrics: dict[str, Any], ids: list[int], seconds: list[float]) -> dict[int, ImageResult]:
+def _images(metrics: dict[str, Any], ids: list[int], timing: dict[str, Any]) -> dict[int, ImageResult]:
     quality = {name: _by_id(metrics[name], ids) for name in METRICS if metrics[name] is not None}
     modes, measurement = _by_id(metrics["modes"], ids), _by_id(metrics["measurement"], ids)
     optimization = _by_id(metrics["optimization"], ids)
+    counted = timing.get("per_image_calls") or [None] * len(ids)
     images = {}
-    for image_id, time in zip(ids, seconds, strict=True):
+    for image_id, seconds, calls in zip(ids, timing["per_image_seconds"], counted, strict=True):
         mode, fit = modes.get(image_id, {}), measurement[image_id]
         work = optimization.get(image_id)
         images[image_id] = ImageResult(
@@ -85,7 +86,8 @@ def _images(metrics: dict[str, Any], ids: list[int], seconds: list[float]) -> di
             coverage=_number(mode.get("coverage"), null=True),
             loss=[_number(v) for v in fit["loss"]],
             fingerprint=_fingerprint(fit),
-            seconds=_number(time),
+            seconds=_number(seconds),
+            calls=None if calls is None else calls["decoder_gradient"],
             iterations=None if work is None else sum(work["iterations"]),
         )
     return images

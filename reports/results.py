@@ -43,6 +43,7 @@ class ImageResult:
         loss: final sum of squared residuals of each particle.
         fingerprint: of its measurement.
         seconds: time it took.
+        calls: decoder calls with gradient, None where they were not counted.
         iterations: of the latent optimisation over all particles, None without it.
     """
 
@@ -52,6 +53,7 @@ class ImageResult:
     loss: list[float]
     fingerprint: Fingerprint
     seconds: float
+    calls: int | None
     iterations: int | None
 
     @property

@@ -68,22 +68,22 @@ class TrajectoryHook(Hook):
         self.finished.update({i: z.cpu() for i, z, own in zip(state.ids, state.z0_y, done, strict=True) if own})
         return state
 
-    def lineage(self, prior: Prior, device: torch.device, particle_id: int) -> list[tuple[int, torch.Tensor]]:
-        """Ids and images ``(C, H, W)`` of a particle's ancestors, the first generation first, then of itself."""
+    def _line(self, particle_id: int) -> list[int]:
+        """Ids of the ancestors, the first generation first, then its own."""
         ids = [particle_id]
         while self.parents.get(ids[0], -1) >= 0:
             ids.insert(0, self.parents[ids[0]])
-        known = [i for i in ids if i in self.finished]
+        return ids
+
+    def lineage(self, prior: Prior, device: torch.device, particle_id: int) -> list[tuple[int, torch.Tensor]]:
+        """Ids and images ``(C, H, W)`` of a particle's ancestors, the first generation first, then of itself."""
+        known = [i for i in self._line(particle_id) if i in self.finished]
         return [(i, prior.decode(self.finished[i][None].to(device))[0].cpu()) for i in known]
 
     def decoded(self, prior: Prior, device: torch.device, particle_ids: list[int]) -> list[Snapshot]:
         """The same levels as images, of the first generation and of these particles with all their ancestors."""
-        wanted, todo = {i for i, parent in self.parents.items() if parent < 0}, list(particle_ids)
-        while todo:
-            one = todo.pop()
-            if one >= 0 and one not in wanted:
-                wanted.add(one)
-                todo.append(self.parents.get(one, -1))
+        wanted = {i for i, parent in self.parents.items() if parent < 0}
+        wanted.update(i for own in particle_ids for i in self._line(own))
 
         def images(z: torch.Tensor) -> torch.Tensor:
             return prior.decode(z.to(device)).cpu()

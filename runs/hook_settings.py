@@ -106,7 +106,7 @@ class OptimizationKeys:
         optimization_best: with ``end``: optimise only so many particles, those of the lowest data loss, and drop the
             others; null: all.
         optimization_twins: with ``end``: optimise each particle's images under the operator's symmetries too, so that
-            the prior compares twins that had the same treatment (``selection_rule=plausibility``).
+            the prior compares twins that had the same treatment (``selection_rule=plausibility`` or ``posterior``).
     """
 
     optimization_step: int = -1

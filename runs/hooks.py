@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -104,24 +105,27 @@ class HookPlan:
                 hooks.pop()  # nothing lies between pruning and optimisation
                 clock.skip(self.phases[1])
             hooks.append(PhaseHook(clock, self.phases[-1], None if at_end else self.optimize_level))
-            settings = self._optimization_settings("end" if at_end else "every", y)
+            settings = self._optimization_settings(
+                keys.optimization_max_iters,
+                from_level=self.optimize_level,
+                when="end" if at_end else "every",
+                window=keys.optimization_window,
+                accept=self._accept_rule(y),
+                best=keys.optimization_best,
+                twins=keys.optimization_twins,
+            )
             hooks.append(LatentOptimization(self.prior, self.operator, settings, expected))
         return hooks
 
-    def _optimization_settings(self, when: str, y: torch.Tensor) -> OptimizationSettings:
+    def _optimization_settings(self, max_iters: int, **further: Any) -> OptimizationSettings:
         keys = self.keys
         return OptimizationSettings(
-            from_level=self.optimize_level,
-            when=when,
             lr=keys.optimization_lr,
-            max_iters=keys.optimization_max_iters,
-            window=keys.optimization_window,
+            max_iters=max_iters,
             weight_decay=keys.optimization_weight_decay,
             prior_sigma=keys.optimization_prior_sigma,
             tau=self.optimization_tau,
-            accept=self._accept_rule(y),
-            best=keys.optimization_best,
-            twins=keys.optimization_twins,
+            **further,
         )
 
     @property
@@ -133,17 +137,9 @@ class HookPlan:
         return posterior_energy(self.prior, latent_plausibility(self.prior, z), loss, self.optimization_tau)
 
     def _polish(self) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None:
-        keys = self.keys
-        if keys.restart_polish == 0:
+        if self.keys.restart_polish == 0:
             return None
-        settings = OptimizationSettings(
-            from_level=0,
-            lr=keys.optimization_lr,
-            max_iters=keys.restart_polish,
-            weight_decay=keys.optimization_weight_decay,
-            prior_sigma=keys.optimization_prior_sigma,
-            tau=self.optimization_tau,
-        )
+        settings = self._optimization_settings(self.keys.restart_polish, from_level=0)
         return partial(polish, prior=self.prior, operator=self.operator, settings=settings)
 
     def _accept_rule(self, y: torch.Tensor) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from diffusion.paths import first_level_at_most
 from operators import fienup
 from operators.operator import Operator
 from operators.phase_retrieval import PhaseRetrieval
@@ -71,12 +72,11 @@ def build_start(keys: HookKeys, prior: Prior, operator: Operator, path: torch.Te
             f"start={keys.start}: there is no classical solver for the operator {operator.name}, only for "
             "phase_retrieval; use start=noise"
         )
-    sigmas = path[:-1].tolist()
-    level = next((k for k, sigma in enumerate(sigmas) if sigma <= keys.start_sigma), None)
+    level = first_level_at_most(path, keys.start_sigma)
     if level is None:
         raise SettingsError(
             f"start_sigma={keys.start_sigma:g}: no level of the annealing path is that low; the last has "
-            f"sigma = {sigmas[-1]:g}"
+            f"sigma = {path[-2]:g}"
         )
     settings = fienup.FienupSettings(keys.start, keys.start_iterations)
     return WarmStart(prior, operator, settings, keys.start_restarts, level)

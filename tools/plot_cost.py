@@ -10,7 +10,6 @@ the curve stands the difference to the last point of the last curve, image by im
 """
 
 import argparse
-import json
 import statistics
 import sys
 from pathlib import Path
@@ -52,26 +51,15 @@ def read_point(label: str, quantity: str, argument: str) -> Point:
         ResultsError: a run cannot be read, or nobody counted its calls.
     """
     paths, _, named = argument.partition("@")
-    folders = [Path(path) for path in paths.split(",")]
-    run = join_runs([read_run(folder) for folder in folders])
     if named and not named.isdecimal():
         raise ResultsError(f"{argument}: the number of calls behind @ is no number: {named}")
-    calls = float(named) if named else statistics.fmean(c for folder in folders for c in counted_calls(folder))
+    run = join_runs([read_run(Path(path)) for path in paths.split(",")])
+    counts = [float(named)] if named else [image.calls for image in run.images.values()]
+    if None in counts:
+        raise ResultsError(f"{paths} did not count its calls; name them: {paths}@CALLS")
+    calls = statistics.fmean(counts)
     psnr = {i: image.value("psnr", quantity) for i, image in run.images.items()}
     return Point(label, quantity, calls, psnr, {i: image.seconds for i, image in run.images.items()})
-
-
-def counted_calls(folder: Path) -> list[int]:
-    """Decoder calls with gradient of each image.
-
-    Raises:
-        ResultsError: the run did not count them.
-    """
-    path = folder / "metrics.json" if folder.is_dir() else folder
-    counts = json.loads(path.read_text())["timing"].get("per_image_calls")
-    if not counts or any(count is None for count in counts):
-        raise ResultsError(f"{folder} did not count its calls; name them: {folder}@CALLS")
-    return [count["decoder_gradient"] for count in counts]
 
 
 def only_common_images(points: list[Point]) -> list[Point]:
