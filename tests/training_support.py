@@ -1,0 +1,34 @@
+"""Tiny stages and data for the tests of training."""
+
+import csv
+from dataclasses import replace
+
+import torch
+from tiny import AUTOENCODER, DENOISER, RESOLUTION
+
+from priors.autoencoder import KLAutoencoder
+from training.autoencoder import build, train_autoencoder
+from training.latent_diffusion import train_denoiser
+from training.loop import LoopSettings
+
+CPU = torch.device("cpu")
+FEW_STEPS = LoopSettings(7, 4, 2e-3, warmup_steps=2, log_every=1, checkpoint_every=3)
+
+
+def autoencoder_of(seed):
+    torch.manual_seed(seed)
+    return KLAutoencoder(build(AUTOENCODER, RESOLUTION), 2, torch.zeros(4), torch.ones(4))
+
+
+def train_stage(stage, data, folder, loop, initial_seed):
+    """One stage; ``initial_seed`` seeds the fresh weights only."""
+    frozen = autoencoder_of(0)
+    torch.manual_seed(initial_seed)
+    if stage == "autoencoder":
+        return train_autoencoder(replace(AUTOENCODER, loop=loop), data, folder, 3, CPU)
+    return train_denoiser(frozen, replace(DENOISER, loop=loop, bank_views=1), data, folder, 3, CPU)
+
+
+def curve(folder):
+    with open(folder / "curve.csv", newline="") as handle:
+        return list(csv.reader(handle))
