@@ -83,6 +83,12 @@ def no_lpips(tmp_path_factory):
         yield
 
 
+@pytest.fixture
+def no_sheets(monkeypatch):
+    """Contact sheets hold their heading only: drawing them takes most of a small run."""
+    monkeypatch.setattr("runs.drawing.contact_sheet", lambda path, rows, heading: path.write_text(heading))
+
+
 class Outcome(NamedTuple):
     """What a command leaves behind."""
 

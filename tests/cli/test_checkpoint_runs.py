@@ -27,9 +27,8 @@ def images(tmp_path_factory):
 
 
 @pytest.fixture
-def run(images, tmp_path, monkeypatch):
+def run(images, tmp_path, no_sheets):
     """Call it with overrides: the outcome; results in ``tmp_path / "results" / "tiny"``."""
-    monkeypatch.setattr("runs.drawing.contact_sheet", lambda path, rows, heading: path.write_text(heading))
     common = ("data=folder", f"data.dir={images}", "name=tiny", f"save_dir={tmp_path}/results", "save_trajectory=false")
     return lambda *overrides: reconstruct(*common, *FEW, *overrides)
 

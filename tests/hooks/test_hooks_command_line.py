@@ -16,9 +16,8 @@ def overrides(keys):
 
 
 @pytest.fixture
-def tiny_run(tiny_prior, image_folder, tmp_path, monkeypatch):
+def tiny_run(tiny_prior, image_folder, tmp_path, no_sheets):
     """Call it with keys: a run on one image with five levels; its folder, its outcome and its metrics."""
-    monkeypatch.setattr("runs.drawing.contact_sheet", lambda path, rows, heading: path.write_text(heading))
 
     def start(*more, name="tiny", run=reconstruct, **keys):
         given = ["model=embedded", f"model.path={tiny_prior}", "data=folder", f"data.dir={image_folder}", *QUICK, FIVE]

@@ -298,8 +298,7 @@ def test_a_range_without_levels_is_refused():
 # --- The command line ------------------------------------------------------------------------------------------------
 
 
-def test_a_run_records_what_was_resampled(tiny_prior, image_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("runs.drawing.contact_sheet", lambda path, rows, heading: path.write_text(heading))
+def test_a_run_records_what_was_resampled(tiny_prior, image_folder, tmp_path, no_sheets):
     model = ("model=embedded", f"model.path={tiny_prior}", "data=folder", f"data.dir={image_folder}", "data.end_id=1")
     keys = ("resample_sigma=1", "resample_sigma_min=0", "sampler.annealing.num_steps=6", "num_samples=4")
     outcome = command("posterior_sample", *model, *QUICK, f"save_dir={tmp_path}", "name=again", *keys)

@@ -174,8 +174,7 @@ def test_hooks_at_the_start_or_after_are_not(keys):
 
 
 @pytest.fixture
-def overrides(tiny_prior, image_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("runs.drawing.contact_sheet", lambda path, rows, heading: path.write_text(heading))
+def overrides(tiny_prior, image_folder, tmp_path, no_sheets):
     model = ("model=embedded", f"model.path={tiny_prior}")
     data = ("data=folder", f"data.dir={image_folder}", "data.end_id=1", "save_trajectory=false")
     return (*model, *data, *QUICK, f"save_dir={tmp_path}", "name=warm", "num_samples=2")

@@ -105,9 +105,8 @@ def test_hook_gets_what_the_keys_say_and_comes_before_pruning():
 
 
 @pytest.fixture
-def tiny_run(tiny_prior, image_folder, tmp_path, monkeypatch):
+def tiny_run(tiny_prior, image_folder, tmp_path, no_sheets):
     """Call it with overrides: a run on one image; its float results and its metrics."""
-    monkeypatch.setattr("runs.drawing.contact_sheet", lambda path, rows, heading: path.write_text(heading))
 
     def start(name, *overrides):
         given = ["model=embedded", f"model.path={tiny_prior}", "data=folder", f"data.dir={image_folder}", *QUICK]
