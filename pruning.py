@@ -32,7 +32,6 @@ class PruningSettings:
         close: of ``diverse``: root-mean-square distance of two images in [0, 1] below which they are one.
         branch_sigma: fill the freed places with children of the survivors, re-noised to the first sigma of the path
             that is at most this; 0 is off.
-        first_child_id: particle id of the first child.
     """
 
     at_level: int
@@ -42,7 +41,6 @@ class PruningSettings:
     tolerance: float = 3.0
     close: float = 0.1
     branch_sigma: float = 0.0
-    first_child_id: int = 4
 
 
 def image_distances(x: torch.Tensor) -> torch.Tensor:
@@ -146,10 +144,8 @@ class Pruning(Hook):
         parents = [i for i in kept if not bool(state.diverged[i])]
         if count == 0 or not parents:
             return None
-        children = state[[parents[i % len(parents)] for i in range(count)]]
-        ids = torch.arange(count, device=state.z.device) + self.settings.first_child_id
-        level = torch.full_like(children.level, self.branch_level)
-        return replace(children, particle_id=ids, parent_id=children.particle_id, level=level)
+        level = state.level.new_full((count,), self.branch_level)
+        return state.children([parents[i % len(parents)] for i in range(count)], level=level)
 
     @staticmethod
     def _pairs(children: State) -> list[dict[str, int]]:

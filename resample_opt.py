@@ -232,12 +232,10 @@ class LatentOptimization(Hook):
 
     def __init__(self, prior: Prior, operator: Operator, settings: OptimizationSettings, expected: float) -> None:
         self.prior, self.operator, self.settings, self.expected = prior, operator, settings, expected
-        self.next_id = 0
 
     def before_renoise(self, state: State, info: Info) -> State:
         """At every late level, if asked for; children that stand higher up wait for their own turn."""
         settings = self.settings
-        self.next_id = max(self.next_id, *(i + 1 for i in state.ids))
         if settings.when != "every" or state.step < settings.from_level:
             return state
         return self._apply(state, state.active & (state.level == state.step + 1), info)
@@ -263,16 +261,12 @@ class LatentOptimization(Hook):
 
     def _add_twins(self, state: State) -> State:
         """These particles, then those of each symmetry but the identity, encoded: new ids, their parents' streams."""
-        parents = state[state.active]
+        parents = state.active.nonzero().flatten().tolist()
         for symmetry in self.operator.symmetries()[1:]:
-            if len(parents) == 0:
+            if not parents:
                 break
-            turned = self.prior.encode(symmetry.apply(self.prior.decode(parents.z0_y)).clamp(-1, 1))
-            ids = self.next_id + torch.arange(len(parents), device=turned.device)
-            self.next_id += len(parents)
-            state = state.join(
-                replace(parents, z0_y=turned, z0_hat=turned, particle_id=ids, parent_id=parents.particle_id)
-            )
+            turned = self.prior.encode(symmetry.apply(self.prior.decode(state.z0_y[parents])).clamp(-1, 1))
+            state = state.join(state.children(parents, z0_y=turned, z0_hat=turned))
         return state
 
     def _apply(self, state: State, chosen: torch.Tensor, info: Info) -> State:

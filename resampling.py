@@ -7,7 +7,7 @@ particles. Copies part from their parents at the next re-noising, which their ow
 
 import itertools
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -25,7 +25,6 @@ class ResamplingSettings:
         last_level: the run's last level; nothing would part copies there, so it does not resample.
         from_level: the first level that may resample (pruning comes first).
         stream_id: names the image's own random stream.
-        first_child_id: least particle id of a copy.
     """
 
     sigma_max: float
@@ -34,7 +33,6 @@ class ResamplingSettings:
     last_level: int
     from_level: int
     stream_id: int
-    first_child_id: int
 
 
 def tempered_weights(energies: list[float], beta: float) -> list[float]:
@@ -103,13 +101,11 @@ class Resampling(Hook):
 
     def __init__(self, settings: ResamplingSettings) -> None:
         self.settings = settings
-        self.next_id = settings.first_child_id
         self.roots: dict[int, int] = {}
 
     def before_renoise(self, state: State, info: Info) -> State:
         """Resample the particles that are neither diverged nor masked."""
         settings = self.settings
-        self.next_id = max(self.next_id, *(i + 1 for i in state.ids))
         late = settings.sigma_min <= state.sigma <= settings.sigma_max and state.step != settings.last_level
         if not late or state.step < settings.from_level:
             return state
@@ -138,7 +134,7 @@ class Resampling(Hook):
             effective_sample_size=effective_sample_size(weights),
             counts=counts,
             copied=[
-                {"parent": ids[p], "child": self.next_id + n, "replaced": ids[f]}
+                {"parent": ids[p], "child": state.next_id + n, "replaced": ids[f]}
                 for n, (p, f) in enumerate(zip(parents, freed, strict=True))
             ],
         )
@@ -153,11 +149,8 @@ class Resampling(Hook):
         """Particles at ``parents`` into the places of those at ``freed``, under new ids."""
         if not freed:
             return state
-        index = list(range(len(state)))
-        particle_id, parent_id = state.particle_id.clone(), state.parent_id.clone()
-        for parent, place in zip(parents, freed, strict=True):
-            index[place] = parent
-            particle_id[place], parent_id[place] = self.next_id, state.particle_id[parent]
-            self.roots[self.next_id] = self.roots.get(state.ids[parent], state.ids[parent])
-            self.next_id += 1
-        return replace(state[index], particle_id=particle_id, parent_id=parent_id)
+        children, index = state.children(parents), list(range(len(state)))
+        for n, (child, parent, place) in enumerate(zip(children.ids, children.parent_id.tolist(), freed, strict=True)):
+            index[place] = len(state) + n
+            self.roots[child] = self.roots.get(parent, parent)
+        return state.join(children)[index]

@@ -42,7 +42,7 @@ class RestartSettings:
     children: int = 4
     sigmas: tuple[float, ...] = (2.0,)
     mcmc_steps: int | None = None
-    first_child_id: int = 4
+    first_child_id: int = 0
 
 
 class Restarts(Hook):
@@ -71,16 +71,11 @@ class Restarts(Hook):
         self.prior, self.operator, self.settings, self.polish, self.energy = prior, operator, settings, polish, energy
         reached = [first_level_at_most(path, sigma) for sigma in settings.sigmas]
         self.levels = [len(path) - 2 if level is None else level for level in reached]
-        self.rounds_done, self.next_id, self.polished = 0, settings.first_child_id, set()
+        self.rounds_done, self.polished = 0, set()
 
     def before_ode(self, state: State, info: Info) -> State:
         """Children have chains of their own length."""
         return state if self.rounds_done == 0 else replace(state, mcmc_steps=self.settings.mcmc_steps)
-
-    def before_renoise(self, state: State, info: Info) -> State:
-        """Take note of the ids in use, so that a child's is new."""
-        self.next_id = max(self.next_id, *(i + 1 for i in state.ids))
-        return state
 
     def after_levels(self, state: State, info: Info) -> State:
         """Polish who is new, keep the best, add their children."""
@@ -93,7 +88,9 @@ class Restarts(Hook):
         energies = losses if self.energy is None else self.energy(state.z0_y, losses)
         order = torch.where(state.active, energies, torch.inf).argsort(stable=True).tolist()
         kept = [i for i in order[: self.settings.keep] if bool(state.active[i])]
-        children = self._children(state, kept, self.levels[turn])
+        parents = [kept[i % len(kept)] for i in range(self.settings.children)]
+        level = state.level.new_full((len(parents),), self.levels[turn])
+        children = state.children(parents, self.settings.first_child_id, level=level)
         info.add(
             "restarts",
             round=self.rounds_done,
@@ -117,11 +114,3 @@ class Restarts(Hook):
         z0_y = state.z0_y.clone()
         z0_y[rows] = self.polish(state.z0_y[rows], state.y[rows])
         return replace(state, z0_y=z0_y)
-
-    def _children(self, state: State, parents: list[int], level: int) -> State:
-        count = self.settings.children
-        children = state[[parents[i % len(parents)] for i in range(count)]]
-        ids = torch.arange(count, device=state.z.device) + self.next_id
-        self.next_id += count
-        levels = torch.full_like(children.level, level)
-        return replace(children, particle_id=ids, parent_id=children.particle_id, level=levels)

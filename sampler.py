@@ -50,6 +50,7 @@ class State:
         diverged: ``(P,)`` particles that became non-finite; frozen at their last finite values.
         masked: ``(P,)`` particles that were pruned but stay in the batch; hooks leave them out.
         level: ``(P,)`` the level each particle runs next; children of a branching stand above their parents.
+        next_id: id of the next child of this run.
         streams: random streams of this image.
         step: level k, 0 to K - 1.
         sigma: noise level ``sigma_k`` of the level.
@@ -68,6 +69,7 @@ class State:
     diverged: torch.Tensor
     masked: torch.Tensor
     level: torch.Tensor
+    next_id: int
     streams: Streams
     step: int = 0
     sigma: float = float("inf")
@@ -87,6 +89,16 @@ class State:
             term, scale = self.drift
             cut["drift"] = term[index], scale[index] if isinstance(scale, torch.Tensor) and scale.ndim else scale
         return replace(self, **cut)
+
+    def children(self, parents: Sequence[int], least_id: int = 0, **changes: torch.Tensor) -> "State":
+        """Copies of the particles in the rows ``parents``, under new ids, with ``changes`` to their tensors.
+
+        ``join`` them to this state: they know the ``next_id`` after them.
+        """
+        copies, first = self[list(parents)], max(self.next_id, least_id)
+        ids = first + torch.arange(len(copies), device=copies.particle_id.device)
+        family = {"particle_id": ids, "parent_id": copies.particle_id, "next_id": first + len(copies)}
+        return replace(copies, **family, **changes)
 
     def join(self, other: "State") -> "State":
         """These particles, then those of ``other``; what belongs to the level is taken from ``other``."""
@@ -234,6 +246,7 @@ class LatentDAPS:
             diverged=torch.zeros_like(ids, dtype=torch.bool),
             masked=torch.zeros_like(ids, dtype=torch.bool),
             level=torch.full_like(ids, level),
+            next_id=max(particle_ids, default=-1) + 1,
             streams=streams,
         )
 

@@ -169,7 +169,6 @@ class HookPlan:
             last_level=len(self.path) - 2,
             from_level=0 if self.prune_level is None else self.prune_level + 1,
             stream_id=SHARED,
-            first_child_id=self.num_samples,
         )
 
     def _pruning_settings(self) -> PruningSettings:
@@ -182,7 +181,6 @@ class HookPlan:
             tolerance=keys.pruning_tolerance,
             close=keys.pruning_close,
             branch_sigma=keys.pruning_branch,
-            first_child_id=self.num_samples,
         )
 
     def _restart_settings(self) -> RestartSettings:

@@ -16,7 +16,7 @@ IDS = [0, 1, 2, 3, 4, 5]
 
 
 def pruning(at_level=2, loss_std=1.0, expected=-INF, **changes):
-    rule = PruningSettings(at_level, **({"first_child_id": 6} | changes))
+    rule = PruningSettings(at_level, **changes)
     return Pruning(*problem(), rule, PATH, expected, loss_std)
 
 

@@ -167,4 +167,4 @@ def full_state(count=5):
     }
     required = {f.name for f in dataclasses.fields(State) if f.type in (torch.Tensor, "torch.Tensor")}
     assert required == set(values), "a new tensor field needs a value here"
-    return State(**values, streams=ParticleStreams(0, 0))
+    return State(**values, next_id=1000, streams=ParticleStreams(0, 0))

@@ -42,6 +42,7 @@ def state_of(z, y, ids=None, step=0, sigma=1.0, image_id=0):
         diverged=torch.zeros(count, dtype=torch.bool),
         masked=torch.zeros(count, dtype=torch.bool),
         level=torch.full_like(ids, step + 1),
+        next_id=1000,
         streams=ParticleStreams(42, image_id),
         step=step,
         sigma=sigma,

@@ -55,10 +55,10 @@ def test_children_start_at_the_first_small_sigma_but_no_later_than_pruning(branc
 
 @pytest.mark.parametrize("keep", [1, 2, 4, 5])
 def test_parents_take_turns_the_best_first(keep):
-    state, (row,), seen = pruned_run(branch(3, PATH[1].item(), keep=keep, first_child_id=20))
+    state, (row,), seen = pruned_run(branch(3, PATH[1].item(), keep=keep))
     ranked = np.argsort(plain_losses(3))[:keep].tolist()
     count = 6 - keep
-    expected = [{"parent": ranked[i % keep], "child": 20 + i} for i in range(count)]
+    expected = [{"parent": ranked[i % keep], "child": 6 + i} for i in range(count)]
     assert row["branched"] == expected
     born = dict(zip(state.ids, state.parent_id.tolist(), strict=True))
     assert born == {i: -1 for i in ranked} | {pair["child"]: pair["parent"] for pair in expected}

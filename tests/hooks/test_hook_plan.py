@@ -65,7 +65,6 @@ def test_hooks_get_what_the_keys_say():
         "tolerance": 1.5,
         "close": 0.2,
         "branch_sigma": 2.0,
-        "first_child_id": 9,
     }
     assert dataclasses.asdict(optimisation.settings) == {
         "from_level": 3,

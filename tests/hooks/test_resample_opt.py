@@ -98,9 +98,7 @@ def test_nobody_left_to_optimise():
 
 
 def test_children_above_the_level_wait_for_their_own_turn():
-    prune = Pruning(
-        *problem(), PruningSettings(3, keep=1, branch_sigma=PATH[1].item(), first_child_id=4), PATH, NEVER, 1.0
-    )
+    prune = Pruning(*problem(), PruningSettings(3, keep=1, branch_sigma=PATH[1].item()), PATH, NEVER, 1.0)
     state, rows, seen = optimised_run(prune, optimization(when="every", from_level=2))
     survivor = next(i for i in state.ids if i < 4)
     asked = [(row["step"], sorted(row["particle_ids"])) for row in rows]

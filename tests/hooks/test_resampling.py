@@ -46,7 +46,7 @@ CPU, IDS = torch.device("cpu"), [0, 1, 2, 3, 4, 5]
 
 def resampling(**changes):
     values = {"sigma_max": 1.5, "sigma_min": 0.0, "noise_sigma": 0.1, "last_level": LEVELS - 1, "from_level": 0}
-    return Resampling(ResamplingSettings(**values | {"stream_id": SHARED, "first_child_id": 6} | changes))
+    return Resampling(ResamplingSettings(**values | {"stream_id": SHARED} | changes))
 
 
 def resampled_run(*hooks, ids=IDS):
@@ -228,7 +228,7 @@ def test_the_draw_belongs_to_image_and_level():
 
 
 def test_pruning_comes_first_and_its_children_take_part():
-    rule = PruningSettings(at_level=1, keep=3, branch_sigma=3.0, first_child_id=6)
+    rule = PruningSettings(at_level=1, keep=3, branch_sigma=3.0)
     prune = Pruning(*problem(), rule, PATH, float("-inf"), 1.0)
     state, rows, _ = resampled_run(resampling(sigma_max=100.0, from_level=2), prune)
     assert [row["step"] for row in rows] == [2, 3]
@@ -286,7 +286,7 @@ def test_the_hook_gets_what_the_keys_say():
     hooks = plan.hooks(measurement(), PhaseClock(CPU))
     (hook,) = [h for h in hooks if isinstance(h, Resampling)]
     expected = {"sigma_max": 1.5, "sigma_min": 0.4, "noise_sigma": problem()[1].noise_sigma, "from_level": 2}
-    assert dataclasses.asdict(hook.settings) == expected | {"last_level": 4, "stream_id": SHARED, "first_child_id": 5}
+    assert dataclasses.asdict(hook.settings) == expected | {"last_level": 4, "stream_id": SHARED}
     assert not any(isinstance(h, Resampling) for h in planned().hooks(measurement(), PhaseClock(CPU)))
 
 
