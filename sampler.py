@@ -6,7 +6,7 @@ At every level ``sigma_k`` of the annealing path:
 2. MCMC from ``z0_hat`` samples :math:`p(z_0 | z_t, y) \propto p(z_0 | z_t) e^{-L(D(z_0), y) / 2 \tau^2}` to ``z0_y``;
 3. ``z0_y`` is re-noised to ``sigma_{k+1}``.
 
-Hooks see and may replace the :class:`State` at four moments of each level.
+Hooks see and may replace the :class:`State` at three moments of each level and at two after the last one.
 """
 
 from collections.abc import Callable, Iterator, Sequence

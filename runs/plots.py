@@ -107,4 +107,4 @@ def lineage_figure(path: Path, line: Sequence[tuple[torch.Tensor, str]], truth: 
     """
     tiles = [] if truth is None else [(truth[0], "truth", False)]
     tiles += [(image, title, position == len(line) - 1) for position, (image, title) in enumerate(line)]
-    contact_sheet(path, [tiles], "the answer's ancestors, each as its children found it, and the answer")
+    contact_sheet(path, [tiles], "the answer's line of descent, oldest first; last: the answer")

@@ -188,7 +188,7 @@ class RunSettings(HookKeys):
         use_tpu: run on a TPU (needs torch_xla).
         device: ``auto``, ``cpu`` or ``cuda``.
         gpu: index of the CUDA device.
-        precision: ``float32``, or ``bfloat16`` inside the networks.
+        precision: ``float32``; or ``bfloat16`` or ``float16`` inside the networks.
         selection_rule: how the answer is chosen without the truth, see :mod:`evaluation.selection`; ``posterior`` takes
             tau from ``optimization_tau``.
         decode_batch: decode and differentiate at most this many particles at once, to save memory; null: all.

@@ -3,8 +3,9 @@ r"""Quality against cost of finished runs: one curve a setting, one point a run,
     python tools/plot_cost.py --curve ours selected results/ours10 results/ours30 \
         --curve "Exp0, oracle" best results/exp0_10 results/exp0a,results/exp0b@13000 --output curve.png
 
-A point is raw PSNR in dB over the images that all runs have, mean and standard error: ``selected`` is the answer chosen
-without the truth, ``best`` the best particle by the truth. Cost is decoder calls with gradient an image, all particles
+A point is PSNR in dB over the images that all runs have, mean and standard error: ``selected`` is the answer chosen
+without the truth, ``best`` the best particle by the truth, both raw; ``best_aligned`` the best particle by the truth,
+which may turn it. Cost is decoder calls with gradient an image, all particles
 together; ``@13000`` names them for runs that did not count. Runs between commas are one run over their images. Behind
 the curve stands the difference to the last point of the last curve, image by image.
 """
@@ -23,7 +24,7 @@ from evaluation.comparison import Estimate, estimate, paired_difference
 from reports.read_metrics import read_run
 from reports.results import ResultsError, join_runs
 
-QUANTITIES = ("selected", "best")
+QUANTITIES = {"selected": ("psnr", "selected"), "best": ("psnr", "best"), "best_aligned": ("psnr_aligned", "best")}
 
 
 class Point(NamedTuple):
@@ -33,7 +34,7 @@ class Point(NamedTuple):
         label: of the curve.
         quantity: one of :data:`QUANTITIES`.
         calls: decoder calls with gradient an image.
-        psnr: image id -> raw PSNR in dB.
+        psnr: image id -> PSNR in dB.
         seconds: image id -> seconds.
     """
 
@@ -58,7 +59,7 @@ def read_point(label: str, quantity: str, argument: str) -> Point:
     if None in counts:
         raise ResultsError(f"{paths} did not count its calls; name them: {paths}@CALLS")
     calls = statistics.fmean(counts)
-    psnr = {i: image.value("psnr", quantity) for i, image in run.images.items()}
+    psnr = {i: image.value(*QUANTITIES[quantity]) for i, image in run.images.items()}
     return Point(label, quantity, calls, psnr, {i: image.seconds for i, image in run.images.items()})
 
 
@@ -84,17 +85,29 @@ def draw(points: list[Point]) -> Figure:
         estimates = [estimate(p.psnr.values()) for p in own]
         bars = [e.standard_error or 0 for e in estimates]
         axis.errorbar([p.calls for p in own], [e.mean for e in estimates], bars, marker="o", capsize=3, label=label)
-    axis.set(xscale="log", xlabel="decoder calls an image", ylabel="raw PSNR in dB (mean, standard error)")
-    axis.set_title(f"{len(points[0].psnr)} images", fontsize=9)
+    axis.set(xscale="log", xlabel="decoder calls an image, all particles", ylabel="PSNR in dB (mean, standard error)")
+    axis.set_xticks(tick_places([p.calls for p in points]), minor=False)
+    axis.xaxis.set_major_formatter(lambda calls, _: f"{calls:,.0f}".replace(",", " "))
+    axis.set_xticks([], minor=True)
+    axis.set_title(f"the same {len(points[0].psnr)} images everywhere", fontsize=9)
     axis.grid(alpha=0.3)
-    axis.legend()
+    axis.legend(fontsize=8)
     return figure
+
+
+def tick_places(calls: list[float]) -> list[float]:
+    """Some of the points' own places, no two of them nearer than a factor of 1.3."""
+    places: list[float] = []
+    for value in sorted(calls):
+        if not places or value >= 1.3 * places[-1]:
+            places.append(value)
+    return places
 
 
 def table(points: list[Point]) -> str:
     """One row a point."""
     reference = points[-1]
-    lines = ["| curve | calls | raw PSNR, dB | difference to the last row | seconds |", "|---|---|---|---|---|"]
+    lines = ["| curve | calls | PSNR, dB | difference to the last row | seconds |", "|---|---|---|---|---|"]
     for p in points:
         cells = [estimate(p.psnr.values()), paired_difference(reference.psnr, p.psnr), estimate(p.seconds.values())]
         psnr, difference, seconds = (written(cell) for cell in cells)
@@ -110,9 +123,14 @@ def written(value: Estimate) -> str:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Quality against cost of finished runs.")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--curve", nargs="+", action="append", required=True, metavar="...", help="LABEL, selected or best, then runs"
+        "--curve",
+        nargs="+",
+        action="append",
+        required=True,
+        metavar="...",
+        help=f"a label, one of {', '.join(QUANTITIES)}, then runs: RUN[,RUN...][@CALLS]",
     )
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the plot there, as PNG")
     arguments = parser.parse_args()

@@ -39,6 +39,16 @@ def test_points_are_paired_over_the_common_images(write, plot, tmp_path):
         assert min(image.size) > 200
 
 
+def test_the_aligned_oracle_may_turn_its_particles(write, plot):
+    run = write(hand_made({0: [22.0, 10.0], 1: [25.0, 29.0]}))  # aligned: 1 dB more
+    rows = [line.split(" | ")[2] for line in plot("--curve", "oracle", "best_aligned", f"{run}@5").splitlines()[2:]]
+    assert rows == ["26.50 (3.50)"]
+
+
+def test_ticks_do_not_overlap():
+    assert plot_cost.tick_places([13000, 1262, 1280, 3840, 3862]) == [1262, 3840, 13000]
+
+
 @pytest.mark.parametrize(
     ("suffix", "images", "message"),
     [("", [0], "did not count its calls"), ("@many", [0], "is no number: many"), ("@9", [7], "no image in common")],
@@ -54,4 +64,4 @@ def test_what_cannot_be_drawn_is_said(write, plot, capsys, suffix, images, messa
 def test_a_curve_without_runs_is_refused(plot, capsys):
     with pytest.raises(SystemExit):
         plot("--curve", "ours", "selected")
-    assert "takes a label, one of selected, best" in capsys.readouterr().err
+    assert "takes a label, one of selected, best, best_aligned" in capsys.readouterr().err
