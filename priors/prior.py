@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -85,6 +86,10 @@ class _Autocast(nn.Module):
 
     def decode(self, z: torch.Tensor) -> torch.Tensor:
         return self._run(self.module.decode, z)
+
+    def __getattr__(self, name: str) -> Any:
+        """What else the module has, such as a density ``log_prob``; not in autocast."""
+        return super().__getattr__(name) if name == "module" else getattr(self.module, name)
 
     def _run(self, function: Callable[..., torch.Tensor], *inputs: torch.Tensor | float) -> torch.Tensor:
         with torch.autocast(inputs[0].device.type, self.dtype):

@@ -5,6 +5,7 @@ MCMC and latent optimisation spend, and unlike seconds they mean the same on eve
 """
 
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 
@@ -61,6 +62,10 @@ class _CountedDenoiser:
     def __call__(self, z: torch.Tensor, sigma: torch.Tensor | float) -> torch.Tensor:
         self.calls.denoiser += len(z)
         return self.denoiser(z, sigma)
+
+    def __getattr__(self, name: str) -> Any:
+        """What else the denoiser has, such as its density ``log_prob``."""
+        return getattr(self.denoiser, name)
 
 
 def count_calls(prior: Prior, calls: Calls) -> Prior:

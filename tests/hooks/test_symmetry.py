@@ -10,9 +10,11 @@ from sampler_support import LEVELS, assert_same, settings
 from symmetry_support import IMAGE, OPERATOR, Y, applied, image_prior, mixture, moves, near, state_of, wrong_channel
 
 from operators.phase_retrieval import rotate_180
+from priors.prior import in_autocast
+from runs.cost import Calls, count_calls
 from runs.rng import ParticleStreams
 from sampler import Info, LatentDAPS
-from symmetry import MOVES, SymmetrySettings
+from symmetry import MOVES, SymmetryMoves, SymmetrySettings
 
 NAN = float("nan")
 
@@ -114,3 +116,12 @@ def test_each_particle_moves_as_if_it_were_alone():
     assert_same(small_run(hooks, ids=[2]), together, [2], exact=False)
     assert_same(small_run(hooks, ids=[2, 0, 1]), together, [2, 0, 1], exact=False)
     assert not torch.allclose(together.z0_y, small_run(lambda prior: []).z0_y)
+
+
+def test_a_density_is_seen_through_the_wrappers_of_a_run():
+    """Counted and in autocast, as the command line has it."""
+    prior = count_calls(in_autocast(image_prior(), torch.bfloat16), Calls())
+    (row,) = applied(moves(prior, OPERATOR, "flip"), state_of(near(IMAGE), Y))[1]
+    assert row["rule"] == "metropolis"
+    without = count_calls(in_autocast(image_prior(False), torch.bfloat16), Calls())
+    assert SymmetryMoves(without, OPERATOR, SymmetrySettings()).log_prob is None
