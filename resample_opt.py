@@ -254,13 +254,12 @@ class LatentOptimization(Hook):
         best = self.settings.best
         if best is None or int(state.active.sum()) <= best:
             return state
-        loss = torch.where(state.active, self._loss(state.z0_y, state.y), torch.inf)
         kept = state.diverged.clone()
-        kept[loss.argsort(stable=True)[:best]] = True
+        kept[state.lowest(self._loss(state.z0_y, state.y), best)] = True
         return state[kept]
 
     def _add_twins(self, state: State) -> State:
-        """These particles, then those of each symmetry but the identity, encoded: new ids, their parents' streams."""
+        """These particles, then those of each symmetry but the identity, encoded, under new ids."""
         parents = state.active.nonzero().flatten().tolist()
         for symmetry in self.operator.symmetries()[1:]:
             if not parents:
@@ -276,8 +275,10 @@ class LatentOptimization(Hook):
         started, part = time.perf_counter(), state[rows]
         initial = self._loss(part.z0_y, part.y)
         fit_y, held_y, floor = part.y, None, torch.full_like(initial, self.expected)
-        halves = self.operator.split(part.y) if self.settings.accept == "split" else None
-        if halves is not None:
+        if self.settings.accept == "split":
+            halves = self.operator.split(part.y)
+            if halves is None:
+                raise ValueError(f"accept=split: the operator {self.operator.name} cannot split a measurement")
             fit_y, held_y = halves.fit, halves.held
             floor = floor - self.operator.noise_floor(part.y).mean + halves.floor
         objective = ParticleObjective(self.prior, self.operator, fit_y, self.settings)
@@ -317,6 +318,4 @@ class LatentOptimization(Hook):
             return (outcome.change < 0) & final.isfinite()
         if self.settings.accept == "loss":
             return final < initial
-        if self.settings.accept == "split":
-            raise ValueError(f"accept=split: the operator {self.operator.name} cannot split a measurement")
         return (final - self.expected).abs() < (initial - self.expected).abs()

@@ -106,6 +106,7 @@ class Resampling(Hook):
     def before_renoise(self, state: State, info: Info) -> State:
         """Resample the particles that are neither diverged nor masked."""
         settings = self.settings
+        self._note_lineages(state)
         late = settings.sigma_min <= state.sigma <= settings.sigma_max and state.step != settings.last_level
         if not late or state.step < settings.from_level:
             return state
@@ -150,7 +151,14 @@ class Resampling(Hook):
         if not freed:
             return state
         children, index = state.children(parents), list(range(len(state)))
-        for n, (child, parent, place) in enumerate(zip(children.ids, children.parent_id.tolist(), freed, strict=True)):
+        for n, place in enumerate(freed):
             index[place] = len(state) + n
-            self.roots[child] = self.roots.get(parent, parent)
-        return state.join(children)[index]
+        state = state.join(children)[index]
+        self._note_lineages(state)
+        return state
+
+    def _note_lineages(self, state: State) -> None:
+        """Whom each child descends from, be it a copy of ours or a child of a pruning."""
+        for child, parent in sorted(zip(state.ids, state.parent_id.tolist(), strict=True)):
+            if parent >= 0 and child not in self.roots:
+                self.roots[child] = self.roots.get(parent, parent)

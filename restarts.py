@@ -70,7 +70,7 @@ class Restarts(Hook):
     ) -> None:
         self.prior, self.operator, self.settings, self.polish, self.energy = prior, operator, settings, polish, energy
         reached = [first_level_at_most(path, sigma) for sigma in settings.sigmas]
-        self.levels = [len(path) - 2 if level is None else level for level in reached]
+        self.levels, self.path = [len(path) - 2 if level is None else level for level in reached], path.tolist()
         self.rounds_done, self.polished = 0, set()
 
     def before_ode(self, state: State, info: Info) -> State:
@@ -80,21 +80,23 @@ class Restarts(Hook):
     def after_levels(self, state: State, info: Info) -> State:
         """Polish who is new, keep the best, add their children."""
         state = self._polish(state)
-        if self.rounds_done == self.settings.rounds or not bool(state.active.any()):
+        if self.rounds_done == self.settings.rounds:
+            return state
+        losses = self.operator.loss(self.prior.decode(state.z0_y), state.y)
+        energies = losses if self.energy is None else self.energy(state.z0_y, losses)
+        kept = state.lowest(energies, self.settings.keep)
+        if not kept:
             return state
         turn = self.rounds_done % len(self.levels)
         self.rounds_done += 1
-        losses = self.operator.loss(self.prior.decode(state.z0_y), state.y)
-        energies = losses if self.energy is None else self.energy(state.z0_y, losses)
-        order = torch.where(state.active, energies, torch.inf).argsort(stable=True).tolist()
-        kept = [i for i in order[: self.settings.keep] if bool(state.active[i])]
         parents = [kept[i % len(kept)] for i in range(self.settings.children)]
         level = state.level.new_full((len(parents),), self.levels[turn])
         children = state.children(parents, self.settings.first_child_id, level=level)
         info.add(
             "restarts",
             round=self.rounds_done,
-            sigma=self.settings.sigmas[turn],
+            step=self.levels[turn],
+            sigma=self.path[self.levels[turn]],
             particle_ids=state.ids,
             losses=losses.tolist(),
             energies=energies.tolist(),

@@ -115,6 +115,11 @@ class State:
         """Particle ids as numbers."""
         return self.particle_id.tolist()
 
+    def lowest(self, values: torch.Tensor, count: int) -> list[int]:
+        """Rows of the ``count`` active particles of the lowest finite ``values`` ``(P,)``, best first; maybe fewer."""
+        able = self.active & values.isfinite()
+        return torch.where(able, values, torch.inf).argsort(stable=True)[: min(count, int(able.sum()))].tolist()
+
 
 @dataclass(frozen=True)
 class Start:
@@ -226,7 +231,12 @@ class LatentDAPS:
         self.ode = DiffusionPFODE(prior.denoiser, settings.solver)
 
     def start(
-        self, y: torch.Tensor, streams: Streams, particle_ids: Sequence[int], start: Start | None = None
+        self,
+        y: torch.Tensor,
+        streams: Streams,
+        particle_ids: Sequence[int],
+        start: Start | None = None,
+        first_child_id: int = 0,
     ) -> State:
         """Particles of pure noise at ``path[0]`` for one measurement ``y`` ``(1, ...)``, or where ``start`` says."""
         count, ids = len(particle_ids), torch.as_tensor(list(particle_ids), device=y.device)
@@ -246,7 +256,7 @@ class LatentDAPS:
             diverged=torch.zeros_like(ids, dtype=torch.bool),
             masked=torch.zeros_like(ids, dtype=torch.bool),
             level=torch.full_like(ids, level),
-            next_id=max(particle_ids, default=-1) + 1,
+            next_id=max(first_child_id, *(i + 1 for i in particle_ids)),
             streams=streams,
         )
 
@@ -257,10 +267,20 @@ class LatentDAPS:
         particle_ids: Sequence[int],
         info: Info | None = None,
         start: Start | None = None,
+        first_child_id: int = 0,
     ) -> State:
-        """Run the levels from ``start`` on; the answer is the last state's ``z0_y``; ``info`` holds what hooks log."""
+        """Run the levels from ``start`` on; the answer is the last state's ``z0_y``.
+
+        Args:
+            y: one measurement ``(1, ...)``.
+            streams: random streams of this image.
+            particle_ids: the particles to run.
+            info: holds what hooks log.
+            start: where they begin; None: as pure noise.
+            first_child_id: least particle id of a child; one after the largest of ``particle_ids`` if that is more.
+        """
         info = Info() if info is None else info
-        state = self.start(y, streams, particle_ids, start)
+        state = self.start(y, streams, particle_ids, start, first_child_id)
         while bool((state.level < self.settings.num_levels).any()):
             for after_level in self.levels(state, info):
                 state = after_level

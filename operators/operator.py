@@ -133,6 +133,11 @@ class Operator(ABC):
         """Noise level that ``y`` itself reveals, ``(B,)``, or None where it reveals none."""
         return None
 
+    @property
+    def can_split(self) -> bool:
+        """Does :meth:`split` give two copies?"""
+        return type(self).split is not Operator.split
+
     def split(self, y: torch.Tensor) -> Halves | None:
         """Two copies of ``y`` with independent noise, where it holds them: fit one, validate on the other."""
         return None

@@ -90,6 +90,11 @@ def _check_optimization(keys: HookKeys, checks: Checks) -> None:
         keys.optimization_prior_sigma == 0 or keys.optimization_accept != "split",
         "optimization_accept=split: a posterior (optimization_prior_sigma > 0) needs all of the measurement; use auto",
     )
+    for key, asked in (("twins", keys.optimization_twins), ("best", keys.optimization_best is not None)):
+        checks.require(
+            not asked or keys.optimization_step >= 0,
+            f"optimization_{key}: the optimisation is off; it needs optimization_step of at least 0",
+        )
     both = keys.pruning_step >= 0 and keys.optimization_step >= 0
     checks.require(
         not both or keys.optimization_step <= keys.pruning_step,

@@ -15,15 +15,15 @@ from repulsion import FeatureSpace, Repulsion, RepulsionSettings
 from resample_opt import LatentOptimization, OptimizationSettings, polish
 from resampling import Resampling, ResamplingSettings
 from restarts import Restarts, RestartSettings
-from runs.checks import SettingsError
 from runs.feature_space import build_feature_space
 from runs.hook_settings import HookKeys
 from runs.phases import PhaseClock, PhaseHook
+from runs.plan_checks import check_plan
 from runs.rng import SHARED
 from runs.settings import RunSettings
 from runs.starts import WarmStart, build_start
 from sampler import NUM_TIMESTEPS, Hook
-from symmetry import NEEDED_SYMMETRY, SymmetryMoves, SymmetrySettings
+from symmetry import SymmetryMoves, SymmetrySettings
 
 
 def level_of(step: int, num_levels: int) -> int | None:
@@ -88,9 +88,9 @@ class HookPlan:
         if self.space is not None:
             hooks.append(Repulsion(self.prior, self.space, self._repulsion_settings(), self.path))
         if keys.resample_sigma > 0:
-            hooks.append(Resampling(self._resampling_settings()))
+            hooks.append(Resampling(self.resampling_settings))
         if keys.symmetry_moves:
-            hooks.append(SymmetryMoves(self.prior, self.operator, symmetry_settings(keys, self.operator)))
+            hooks.append(SymmetryMoves(self.prior, self.operator, self.symmetry_settings))
         if self.prune_level is not None:
             loss_std = (floor.std.item() ** 2 + spread**2) ** 0.5
             pruning = self._pruning_settings()
@@ -110,7 +110,7 @@ class HookPlan:
                 from_level=self.optimize_level,
                 when="end" if at_end else "every",
                 window=keys.optimization_window,
-                accept=self._accept_rule(y),
+                accept=self._accept_rule(),
                 best=keys.optimization_best,
                 twins=keys.optimization_twins,
             )
@@ -142,12 +142,12 @@ class HookPlan:
         settings = self._optimization_settings(self.keys.restart_polish, from_level=0)
         return partial(polish, prior=self.prior, operator=self.operator, settings=settings)
 
-    def _accept_rule(self, y: torch.Tensor) -> str:
+    def _accept_rule(self) -> str:
         if self.keys.optimization_accept != "auto":
             return self.keys.optimization_accept
         if self.keys.optimization_prior_sigma > 0:
             return "objective"
-        return "floor" if self.operator.split(y) is None else "split"
+        return "split" if self.operator.can_split else "floor"
 
     def _repulsion_settings(self) -> RepulsionSettings:
         keys = self.keys
@@ -161,7 +161,26 @@ class HookPlan:
             log=keys.repulsion_log,
         )
 
-    def _resampling_settings(self) -> ResamplingSettings:
+    @property
+    def symmetry_settings(self) -> SymmetrySettings:
+        """Which moves, when and how."""
+        keys = self.keys
+        return SymmetrySettings(
+            moves=tuple(keys.symmetry_moves),
+            sigma_max=keys.symmetry_sigma_max,
+            sigma_min=keys.symmetry_sigma_min,
+            window_sigma=keys.symmetry_window_sigma,
+            every=keys.symmetry_every,
+            margin=keys.symmetry_margin,
+            loss_tolerance=keys.symmetry_loss_tolerance,
+            draws=keys.symmetry_draws,
+            tau=self.operator.noise_sigma if keys.symmetry_tau is None else keys.symmetry_tau,
+            crossover_ratio=keys.symmetry_crossover_ratio,
+        )
+
+    @property
+    def resampling_settings(self) -> ResamplingSettings:
+        """When and how copies are made."""
         return ResamplingSettings(
             sigma_max=self.keys.resample_sigma,
             sigma_min=self.keys.resample_sigma_min,
@@ -195,90 +214,19 @@ class HookPlan:
         )
 
 
-def symmetry_settings(keys: HookKeys, operator: Operator) -> SymmetrySettings:
-    """What the keys say of the moves."""
-    return SymmetrySettings(
-        moves=tuple(keys.symmetry_moves),
-        sigma_max=keys.symmetry_sigma_max,
-        sigma_min=keys.symmetry_sigma_min,
-        window_sigma=keys.symmetry_window_sigma,
-        every=keys.symmetry_every,
-        margin=keys.symmetry_margin,
-        loss_tolerance=keys.symmetry_loss_tolerance,
-        draws=keys.symmetry_draws,
-        tau=operator.noise_sigma if keys.symmetry_tau is None else keys.symmetry_tau,
-        crossover_ratio=keys.symmetry_crossover_ratio,
-    )
-
-
-def check_symmetry_moves(keys: HookKeys, operator: Operator, path: torch.Tensor) -> None:
-    """Can this operator and these levels have the moves at all?
-
-    Raises:
-        SettingsError: the operator tells an image from its flip, or a move has no level.
-    """
-    moves = keys.symmetry_moves
-    if moves and NEEDED_SYMMETRY not in [s.name for s in operator.symmetries()]:
-        raise SettingsError(
-            f"symmetry_moves=[{','.join(moves)}]: the 180-degree flip is no symmetry of the operator {operator.name}; "
-            "use symmetry_moves=[]"
-        )
-    settings, sigmas = symmetry_settings(keys, operator), path[:-1].tolist()
-    made = {move for step, sigma in enumerate(sigmas) for move in settings.moves_at(step, sigma)}
-    for move in moves:
-        if move not in made:
-            band = (
-                f"of at least symmetry_window_sigma={settings.window_sigma:g}"
-                if move == "window"
-                else f"from symmetry_sigma_min={settings.sigma_min:g} to symmetry_sigma_max={settings.sigma_max:g}"
-            )
-            raise SettingsError(
-                f"symmetry_moves: {move} has no level: no sigma {band} at every {settings.every}th of {len(sigmas)} "
-                "levels; lower symmetry_every or widen the range"
-            )
-
-
 def build_hook_plan(
     settings: RunSettings, prior: Prior, operator: Operator, path: torch.Tensor, device: torch.device
 ) -> HookPlan:
     """The plan that the configuration asks for; loads the feature network where one is needed.
 
     Raises:
-        SettingsError, PriorError: see :func:`check_symmetry_moves`, :func:`build_feature_space` and
-            :func:`runs.starts.build_start`; or a hook would act before the warm start.
+        SettingsError, PriorError: see :func:`runs.plan_checks.check_plan`, :func:`build_feature_space` and
+            :func:`runs.starts.build_start`.
     """
-    check_symmetry_moves(settings, operator, path)
     warm_start = build_start(settings, prior, operator, path)
     several = (settings.num_samples if settings.particle_ids is None else len(settings.particle_ids)) > 1
     needed = several and (settings.repulsion_scale > 0 or settings.repulsion_log)
     space = build_feature_space(settings, prior, operator, device) if needed else None
     plan = HookPlan(settings, prior, operator, path, settings.num_samples, space, warm_start)
-    _check_order(plan)
-    _check_window(plan)
+    check_plan(plan)
     return plan
-
-
-def _check_order(plan: HookPlan) -> None:
-    keys, last = plan.keys, len(plan.path) - 2
-    at = {"pruning_step": plan.prune_level}
-    if keys.optimization_when == "every":
-        at["optimization_step"] = plan.optimize_level
-    for key, level in at.items():
-        if plan.warm_start is not None and level is not None and level < plan.warm_start.level:
-            first = NUM_TIMESTEPS * (last + 1 - plan.warm_start.level) / (last + 1)
-            raise SettingsError(
-                f"{key}={getattr(keys, key)}: a run with start={keys.start}, start_sigma={keys.start_sigma:g} begins "
-                f"later, at t = {first:g}; use {key}={int(first)} or less, or a greater start_sigma"
-            )
-
-
-def _check_window(plan: HookPlan) -> None:
-    if plan.keys.resample_sigma <= 0:
-        return
-    window, sigmas = plan._resampling_settings(), plan.path[:-1].tolist()
-    levels = range(window.from_level, window.last_level)
-    if not any(window.sigma_min <= sigmas[k] <= window.sigma_max for k in levels):
-        raise SettingsError(
-            f"resample_sigma={window.sigma_max:g}, resample_sigma_min={window.sigma_min:g}: no level lies there, after "
-            f"pruning and before the last one (sigma = {sigmas[-1]:g}); widen the range"
-        )

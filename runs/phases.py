@@ -68,6 +68,11 @@ class PhaseClock:
         self.step_seconds.append(now - self._last_lap)
         self._last_lap = now
 
+    def restart_lap(self) -> None:
+        """What was done since the last lap belongs to no level."""
+        synchronise(self.device)
+        self._last_lap = time.perf_counter()
+
     def leave(self) -> None:
         """End the current phase, if any."""
         if self._current is None:
@@ -93,6 +98,10 @@ class ClockHook(Hook):
 
     def before_renoise(self, state: State, info: Info) -> State:
         self.clock.lap()
+        return state
+
+    def after_levels(self, state: State, info: Info) -> State:
+        self.clock.restart_lap()
         return state
 
 

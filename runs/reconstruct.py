@@ -90,7 +90,7 @@ class Reconstructor:
             hooks += [trajectory] if self.save_trajectory else []
             hooks += [ProgressHook(bar, floor.mean.item()), ClockHook(clock)]
             loop = LatentDAPS(self.prior, operator, self.settings, hooks)
-            state = loop.sample(problem.y, streams, self.particle_ids, info, start)
+            state = loop.sample(problem.y, streams, self.particle_ids, info, start, plan.num_samples)
             clock.leave()
         result = self._evaluate(problem, state)
         cost = {"seconds": time.perf_counter() - started, "calls": self.calls.since(calls_before)}  # without pictures

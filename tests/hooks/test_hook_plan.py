@@ -3,15 +3,21 @@
 import dataclasses
 
 import pytest
+import torch
+from analytic import F64, normal
 from planned_runs import CPU, EVERY, OPTIMISE, PATH, PRUNE, REPEL, planned, planned_run
 from sampler_support import measurement, problem
 
+from evaluation.orientation import latent_plausibility, posterior_energy
 from operators.phase_retrieval import PhaseRetrieval
 from pruning import Pruning
 from repulsion import ImageSpace, LatentSpace, Repulsion
 from resample_opt import LatentOptimization
-from runs.checks import SettingsError
+from restarts import Restarts
+from runs.checks import Checks, SettingsError
 from runs.feature_space import build_feature_space
+from runs.hook_checks import check_hooks
+from runs.hook_settings import HookKeys
 from runs.hooks import build_hook_plan
 from runs.phases import PhaseClock
 from runs.settings import RunSettings
@@ -79,6 +85,80 @@ def test_hooks_get_what_the_keys_say():
         "best": None,
         "twins": False,
     }
+
+
+def test_rounds_get_what_the_keys_say():
+    plan = planned(
+        restart_rounds=3,
+        restart_keep=2,
+        restart_children=5,
+        restart_sigmas=[PATH[2].item(), 1e-9],
+        restart_steps=6,
+        restart_polish=4,
+        restart_rule="posterior",
+        optimization_step=0,
+        optimization_best=1,
+        optimization_twins=True,
+        optimization_prior_sigma=0.15,
+        optimization_tau=0.7,
+        optimization_lr=0.02,
+        num_samples=9,
+    )
+    rounds, optimisation = (
+        next(h for h in plan.hooks(measurement(), PhaseClock(CPU)) if isinstance(h, kind))
+        for kind in (Restarts, LatentOptimization)
+    )
+    assert dataclasses.asdict(rounds.settings) == {
+        "rounds": 3,
+        "keep": 2,
+        "children": 5,
+        "sigmas": (PATH[2].item(), 1e-9),
+        "mcmc_steps": 6,
+        "first_child_id": 18,
+    }
+    assert rounds.levels == [2, len(PATH) - 2]
+    assert (optimisation.settings.best, optimisation.settings.twins) == (1, True)
+    polished = dataclasses.asdict(rounds.polish.keywords["settings"])
+    assert {k: polished[k] for k in ("max_iters", "lr", "tau", "prior_sigma")} == {
+        "max_iters": 4,
+        "lr": 0.02,
+        "tau": 0.7,
+        "prior_sigma": 0.15,
+    }
+    z, loss = normal(3, *problem()[0].latent_shape), torch.tensor([1.0, 2.0, 5.0], dtype=F64)
+    prior_part = posterior_energy(plan.prior, latent_plausibility(plan.prior, z), 0 * loss, 0.7)
+    torch.testing.assert_close(rounds.energy(z, loss), prior_part + loss / (2 * 0.7**2))
+    plain = planned(restart_rounds=3).hooks(measurement(), PhaseClock(CPU))
+    rounds = next(h for h in plain if isinstance(h, Restarts))
+    assert rounds.energy is None and rounds.polish is None
+
+
+def test_polish_belongs_to_no_level(monkeypatch):
+    """Seconds of the polish between two rounds are not those of the round's first level."""
+    now = [1.0]
+
+    def polish(self, state):
+        now[0] += 100
+        return state
+
+    monkeypatch.setattr("runs.phases.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("restarts.Restarts._polish", polish)
+    clock = planned_run(restart_rounds=2)[2]
+    assert set(clock.step_seconds) == {0} and clock.phases["sampling"].seconds == 300
+
+
+def test_an_operator_without_halves_is_refused_before_anything_runs():
+    keys = {"optimization_step": 400, "optimization_accept": "split"}
+    with pytest.raises(SettingsError, match="optimization_accept=split: the operator matrix has no two independent"):
+        planned(**keys)
+    assert build_hook_plan(RunSettings(**keys), problem()[0], PhaseRetrieval(), PATH, CPU)
+
+
+@pytest.mark.parametrize("keys", [{"optimization_twins": True}, {"optimization_best": 1}])
+def test_what_belongs_to_an_optimisation_that_is_off_is_refused(keys):
+    checks = Checks()
+    check_hooks(HookKeys(**keys), 4, checks)
+    assert ["needs optimization_step of at least 0" in problem for problem in checks.problems] == [True]
 
 
 def test_tau_of_the_optimisation_can_be_given():

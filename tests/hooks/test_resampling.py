@@ -137,6 +137,16 @@ def test_two_lineages_survive_many_rounds():
     assert len(roots) == 2  # and the others died out
 
 
+def test_children_of_a_pruning_are_of_their_parents_lineage():
+    alive = torch.zeros(4, dtype=torch.bool)
+    ids, parents = torch.tensor([0, 1, 4, 5]), torch.tensor([-1, -1, 0, 1])
+    losses = torch.tensor([70.0, 90.0, 70.5, 91.0], dtype=torch.float64)
+    state = dataclasses.replace(full_state(4), sigma=1.0, step=0, diverged=alive, masked=alive)
+    hook = resampling(sigma_max=1e9, last_level=1000)
+    after = hook.before_renoise(dataclasses.replace(state, particle_id=ids, parent_id=parents, loss=losses), Info())
+    assert {hook.roots.get(i, i) for i in after.ids} == {0, 1}
+
+
 # --- The hook --------------------------------------------------------------------------------------------------------
 
 

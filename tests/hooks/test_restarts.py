@@ -80,9 +80,12 @@ def test_parents_compete_with_their_children_so_no_round_loses_an_answer():
     assert len({i for row in rows for pair in row["branched"] for i in [pair["child"]]}) == 4 * 3
 
 
-def test_sigma_below_the_path_runs_the_last_level_again():
-    _, _, seen = restarted_run(restarts(sigmas=(1e-9,)))
-    assert [s.step for s in seen["before_ode"][LEVELS:]] == [LEVELS - 1]
+@pytest.mark.parametrize(("asked", "level"), [(1e-9, LEVELS - 1), (1.01 * PATH[3].item(), 3)])
+def test_the_record_names_the_sigma_that_children_really_start_at(asked, level):
+    """The first of the path that is at most the one asked for, or its last."""
+    _, (row,), seen = restarted_run(restarts(sigmas=(asked,)))
+    assert seen["before_ode"][LEVELS].step == row["step"] == level
+    assert row["sigma"] == seen["before_ode"][LEVELS].sigma == PATH[level].item()
 
 
 def test_sigmas_take_turns():
@@ -114,8 +117,11 @@ def test_polish_comes_before_the_comparison_and_once_to_each_particle():
     assert polished == [4, 3, 3]
     halved = dataclasses.replace(plain, z0_y=0.5 * plain.z0_y)
     assert rows[0]["losses"] == pytest.approx(losses(halved))
-    if state.ids[0] in plain.ids:
-        assert torch.equal(state.z0_y[0], halved.z0_y[state.ids[0]])
+    (best,) = rows[0]["kept"]
+    _, (row,), seen = restarted_run(restarts(polish=towards_zero, energy=lambda z, loss: -torch.arange(len(z))))
+    assert row["kept"] == [3]  # the energy's favourite, as it was polished
+    noise = ParticleStreams(42, 0).normal([8, 9, 10], "renoise", 1, plain.z0_y)
+    torch.testing.assert_close(seen["before_ode"][LEVELS].z, halved.z0_y[[3]] + MIDDLE * noise, rtol=1e-12, atol=1e-12)
 
 
 def test_particles_compete_by_the_energy_where_one_is_given():
@@ -150,6 +156,18 @@ def test_particles_that_are_out_become_no_parents(field):
     _, (row,), _ = restarted_run(Spoil(field, ranking[:2]), restarts(keep=3))
     assert row["kept"] == ranking[2:]
     assert row["diverged"] == (sorted(ranking[:2]) if field == "diverged" else [])
+
+
+def test_particles_that_measure_infinity_become_no_parents():
+    ranking = sorted(range(4), key=losses(restarted_run()[0]).__getitem__)
+
+    def some(finite):
+        return lambda z, loss: torch.where(torch.isin(torch.arange(len(z)), torch.tensor(finite)), loss, torch.nan)
+
+    _, (row,), _ = restarted_run(Spoil("diverged", ranking[:1]), restarts(keep=3, energy=some(ranking[2:])))
+    assert row["kept"] == ranking[2:]
+    state, rows, _ = restarted_run(Spoil("diverged", ranking[:1]), restarts(energy=some(ranking[:1])))
+    assert (state.ids, rows) == (IDS, [])
 
 
 def test_nobody_left_ends_the_run():

@@ -164,6 +164,22 @@ def test_hooks_before_the_start_are_refused(keys):
 
 
 @pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"symmetry_moves": ["window"], "symmetry_every": 1, "symmetry_window_sigma": 4.0}, "window has no level"),
+        (
+            {"repulsion_scale": 0.1, "repulsion_features": "latent", "repulsion_sigma_break": 3.5},
+            r"repulsion_sigma_break=3\.5: .* begins at sigma = 3",
+        ),
+    ],
+)
+def test_hooks_that_only_act_before_the_start_are_refused(keys, message):
+    with pytest.raises(SettingsError, match=message):
+        planned(**keys)
+    assert planned(**keys, restart_rounds=1, restart_sigmas=[6.0]).warm_start.level == 2  # children do go there
+
+
+@pytest.mark.parametrize(
     "keys", [{"pruning_step": 799}, {"optimization_step": 600, **EVERY}, {"optimization_step": 800}]
 )
 def test_hooks_at_the_start_or_after_are_not(keys):

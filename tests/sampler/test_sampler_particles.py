@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from analytic import gaussian_prior, normal
-from sampler_support import assert_same, each_kernel, full_state, run, settings, tensor_fields
+from sampler_support import assert_same, each_kernel, full_state, measurement, problem, run, settings, tensor_fields
 
 from diffusion.mcmc import ChainSettings
 from operators.phase_retrieval import PhaseRetrieval
@@ -46,6 +46,17 @@ def test_phase_retrieval_particles_are_runs_of_one():
     together = LatentDAPS(prior, operator, run_settings).sample(y, ParticleStreams(42, 0), [0, 1, 2])
     alone = LatentDAPS(prior, operator, run_settings).sample(y, ParticleStreams(42, 0), [2])
     assert_same(alone, together, [2], exact=False)
+
+
+def test_children_are_numbered_after_all_particles_of_the_run():
+    """Also where this process runs some of them only."""
+    loop = LatentDAPS(*problem(), settings())
+    start = loop.start(measurement(), ParticleStreams(42, 0), [0, 2], first_child_id=4)
+    first = start.children([1, 0, 1])
+    assert (first.ids, first.parent_id.tolist()) == ([4, 5, 6], [2, 0, 2])
+    assert start.join(first).children([0]).ids == [7]
+    assert start.children([0], least_id=9).ids == [9]
+    assert loop.start(measurement(), ParticleStreams(42, 0), [7, 3]).next_id == 8
 
 
 # --- State -----------------------------------------------------------------------------------------------------------
@@ -91,3 +102,11 @@ def test_survivors_of_slicing_go_on_as_if_nothing_had_happened(chain, moment):
     survivors = run(settings(chain), [Keep(moment, 2, [3, 1])])
     assert survivors.ids == [3, 1]
     assert_same(survivors, run(settings(chain)), [3, 1], exact=False)
+
+
+def test_the_lowest_are_active_and_finite():
+    out = torch.tensor([False, False, True, False, False])
+    state = dataclasses.replace(full_state(5), diverged=out, masked=torch.zeros_like(out))
+    values = torch.tensor([2.0, float("nan"), 0.0, 1.0, 1.0])
+    assert [state.lowest(values, n) for n in (0, 1, 2, 9)] == [[], [3], [3, 4], [3, 4, 0]]
+    assert state.lowest(torch.full((5,), torch.inf), 2) == []
