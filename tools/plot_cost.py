@@ -20,7 +20,14 @@ from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from evaluation.comparison import Estimate, estimate, paired_difference
+from evaluation.comparison import (
+    ComparisonError,
+    Estimate,
+    Measurements,
+    common_images,
+    estimate,
+    paired_difference,
+)
 from reports.read_metrics import read_run
 from reports.results import ResultsError, join_runs
 
@@ -33,16 +40,23 @@ class Point(NamedTuple):
     Attributes:
         label: of the curve.
         quantity: one of :data:`QUANTITIES`.
-        calls: decoder calls with gradient an image.
+        calls: image id -> decoder calls with gradient.
         psnr: image id -> PSNR in dB.
         seconds: image id -> seconds.
+        measurements: what the run reconstructed.
     """
 
     label: str
     quantity: str
-    calls: float
+    calls: dict[int, float]
     psnr: dict[int, float | None]
     seconds: dict[int, float]
+    measurements: Measurements
+
+    @property
+    def cost(self) -> float:
+        """Mean of the calls."""
+        return statistics.fmean(self.calls.values())
 
 
 def read_point(label: str, quantity: str, argument: str) -> Point:
@@ -55,12 +69,12 @@ def read_point(label: str, quantity: str, argument: str) -> Point:
     if named and not named.isdecimal():
         raise ResultsError(f"{argument}: the number of calls behind @ is no number: {named}")
     run = join_runs([read_run(Path(path)) for path in paths.split(",")])
-    counts = [float(named)] if named else [image.calls for image in run.images.values()]
-    if None in counts:
+    calls = {i: float(named) if named else image.calls for i, image in run.images.items()}
+    if None in calls.values():
         raise ResultsError(f"{paths} did not count its calls; name them: {paths}@CALLS")
-    calls = statistics.fmean(counts)
     psnr = {i: image.value(*QUANTITIES[quantity]) for i, image in run.images.items()}
-    return Point(label, quantity, calls, psnr, {i: image.seconds for i, image in run.images.items()})
+    seconds = {i: image.seconds for i, image in run.images.items()}
+    return Point(label, quantity, calls, psnr, seconds, run.measurements)
 
 
 def only_common_images(points: list[Point]) -> list[Point]:
@@ -68,12 +82,19 @@ def only_common_images(points: list[Point]) -> list[Point]:
 
     Raises:
         ResultsError: there is no such image.
+        ComparisonError: two runs did not see the same measurements.
     """
+    for point in points[:-1]:
+        common_images(points[-1].measurements, point.measurements)
     common = set.intersection(*({i for i, v in p.psnr.items() if v is not None} for p in points))
     if not common:
         raise ResultsError("the runs have no image in common")
     kept = sorted(common)
-    return [p._replace(psnr={i: p.psnr[i] for i in kept}, seconds={i: p.seconds[i] for i in kept}) for p in points]
+
+    def cut(values: dict[int, float]) -> dict[int, float]:
+        return {i: values[i] for i in kept}
+
+    return [p._replace(calls=cut(p.calls), psnr=cut(p.psnr), seconds=cut(p.seconds)) for p in points]
 
 
 def draw(points: list[Point]) -> Figure:
@@ -81,12 +102,12 @@ def draw(points: list[Point]) -> Figure:
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axis = figure.subplots()
     for label in dict.fromkeys(p.label for p in points):
-        own = sorted((p for p in points if p.label == label), key=lambda p: p.calls)
+        own = sorted((p for p in points if p.label == label), key=lambda p: p.cost)
         estimates = [estimate(p.psnr.values()) for p in own]
         bars = [e.standard_error or 0 for e in estimates]
-        axis.errorbar([p.calls for p in own], [e.mean for e in estimates], bars, marker="o", capsize=3, label=label)
+        axis.errorbar([p.cost for p in own], [e.mean for e in estimates], bars, marker="o", capsize=3, label=label)
     axis.set(xscale="log", xlabel="decoder calls an image, all particles", ylabel="PSNR in dB (mean, standard error)")
-    axis.set_xticks(tick_places([p.calls for p in points]), minor=False)
+    axis.set_xticks(tick_places([p.cost for p in points]), minor=False)
     axis.xaxis.set_major_formatter(lambda calls, _: f"{calls:,.0f}".replace(",", " "))
     axis.set_xticks([], minor=True)
     axis.set_title(f"the same {len(points[0].psnr)} images everywhere", fontsize=9)
@@ -111,7 +132,7 @@ def table(points: list[Point]) -> str:
     for p in points:
         cells = [estimate(p.psnr.values()), paired_difference(reference.psnr, p.psnr), estimate(p.seconds.values())]
         psnr, difference, seconds = (written(cell) for cell in cells)
-        lines.append(f"| {p.label} | {p.calls:.0f} | {psnr} | {difference} | {seconds} |")
+        lines.append(f"| {p.label} | {p.cost:.0f} | {psnr} | {difference} | {seconds} |")
     return "\n".join(lines)
 
 
@@ -140,7 +161,7 @@ def main() -> None:
     try:
         points = [read_point(label, q, run) for label, q, *runs in arguments.curve for run in runs]
         points = only_common_images(points)
-    except ResultsError as error:
+    except (ComparisonError, ResultsError) as error:
         parser.exit(2, f"{error}\n")
     print(table(points))
     if arguments.output is not None:

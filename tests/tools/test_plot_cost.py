@@ -26,7 +26,7 @@ def plot(capsys, monkeypatch):
 
 
 def test_points_are_paired_over_the_common_images(write, plot, tmp_path):
-    cheap = write(counted({0: [20.0, 10.0], 1: [26.0, 30.0], 2: [9.0, 9.0]}, [100, 300, 200]))
+    cheap = write(counted({0: [20.0, 10.0], 1: [26.0, 30.0], 2: [9.0, 9.0]}, [100, 300, 900]))
     first, second = write(hand_made({0: [22.0, 10.0]})), write(hand_made({1: [25.0, 29.0]}))
     picture = tmp_path / "curve.png"
     curves = ["--curve", "ours", "selected", cheap, "--curve", "oracle", "best", f"{first},{second}@1000"]
@@ -43,6 +43,14 @@ def test_the_aligned_oracle_may_turn_its_particles(write, plot):
     run = write(hand_made({0: [22.0, 10.0], 1: [25.0, 29.0]}))  # aligned: 1 dB more
     rows = [line.split(" | ")[2] for line in plot("--curve", "oracle", "best_aligned", f"{run}@5").splitlines()[2:]]
     assert rows == ["26.50 (3.50)"]
+
+
+def test_runs_of_other_measurements_are_not_paired(write, plot, capsys):
+    noisy = hand_made({0: [20.0]})
+    noisy["metadata"]["conventions"]["noise_sigma"] = 0.1
+    with pytest.raises(SystemExit):
+        plot("--curve", "a", "best", f"{write(noisy)}@5", "--curve", "b", "best", f"{write(hand_made({0: [21.0]}))}@5")
+    assert "noise_sigma is 0.1 there and 0.05" in capsys.readouterr().err
 
 
 def test_ticks_do_not_overlap():
