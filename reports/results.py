@@ -65,7 +65,10 @@ class ImageResult:
 
     @property
     def solved_fraction(self) -> float | None:
-        """Share of the surviving particles that solve it, in [0, 1]; None without truth or particles."""
+        """Share of the surviving particles that solve it, in [0, 1]; None without truth or particles.
+
+        A run's "particle success" is its mean over images, in which each image counts the same.
+        """
         return sum(self.solved) / len(self.solved) if self.solved else None
 
     def value(self, metric: str, field: str) -> float | None:

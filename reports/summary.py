@@ -1,6 +1,6 @@
 """What a table says of finished runs: one row a run."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import NamedTuple
 
 from evaluation.comparison import Estimate, estimate
@@ -97,19 +97,20 @@ def _misfit_entry() -> Entry:
 
 
 def _success_entries() -> list[Entry]:
-    def particles(run: Run) -> float | None:
-        return mean_of(s for i in run.images.values() for s in i.solved or [])
+    def entry(key: str, title: str, spec: str, field: str) -> Entry:
+        return Entry(Column(key, title, spec, with_error=True), lambda r: over_images(r, field))
 
     return [
-        Entry(Column("success_rate", "success", ".3f"), lambda r: mean_of(i.success for i in r.images.values())),
-        Entry(Column("particle_success_rate", "particle success", ".3f"), particles),
-        Entry(Column("coverage", "coverage", ".2f"), lambda r: mean_of(i.coverage for i in r.images.values())),
+        entry("success_rate", "success", ".2f", "success"),
+        entry("particle_success_rate", "particle success", ".2f", "solved_fraction"),
+        entry("coverage", "coverage", ".2f", "coverage"),
     ]
 
 
-def mean_of(values: Iterable[float | None]) -> float | None:
-    """Mean of the values that exist, or None."""
-    return estimate(None if v is None else float(v) for v in values).mean
+def over_images(run: Run, field: str) -> Estimate:
+    """Mean of a field of the images that have it."""
+    values = (getattr(image, field) for image in run.images.values())
+    return estimate(None if value is None else float(value) for value in values)
 
 
 def _cost_entries() -> list[Entry]:
@@ -121,11 +122,12 @@ def _cost_entries() -> list[Entry]:
         return max((p.peak_vram_mb for p in run.phases.values() if p.peak_vram_mb is not None), default=None)
 
     return [
-        Entry(Column("seconds_per_image", "s/image", ".2f"), lambda r: mean_of(i.seconds for i in r.images.values())),
+        Entry(Column("seconds_per_image", "s/image", ".2f", with_error=True), lambda r: over_images(r, "seconds")),
         Entry(Column("peak_vram_mb", "peak VRAM [MB]", ".0f"), peak),
         Entry(Column("optimization_iterations", "opt. iterations", "d"), iterations),
         Entry(
-            Column("pairwise_distance", "pairwise distance", ".4g"), lambda r: mean_of(x.distance for x in r.repulsion)
+            Column("pairwise_distance", "pairwise distance", ".4g"),
+            lambda r: estimate(x.distance for x in r.repulsion).mean,
         ),
     ]
 

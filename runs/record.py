@@ -271,10 +271,10 @@ def _modes(done: list[Record]) -> dict[str, Any] | None:
     rows = [{"image_id": r["image_id"], **r["modes"]} for r in done if r["modes"] is not None]
     if not rows:
         return None
-    particles = [s for r in rows for s in r["solved"]]
+    shares = [mean([float(s) for s in r["solved"]]) for r in rows if r["solved"]]
     overall = {
         "success_rate": mean([float(any(r["solved"])) for r in rows]),
-        "particle_success_rate": mean([float(s) for s in particles]),
+        "particle_success_rate": mean(shares),
         "coverage_mean": mean([float(r["coverage"]) for r in rows]),
     }
     return {"per_image": rows, "overall": overall, "thresholds": THRESHOLDS}
