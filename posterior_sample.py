@@ -109,7 +109,7 @@ def sample(settings: RunSettings, config: dict) -> list[int]:
         prior,
         sampler_settings,
         plan,
-        Evaluator(operator.symmetries(), lpips),
+        Evaluator(operator.symmetries(), lpips, operator.channel_symmetries),
         folder,
         settings.seed,
         list(particles),

@@ -246,7 +246,7 @@ class LatentOptimization(Hook):
             return state
         state = self._keep_best(state)
         if self.settings.twins and self.settings.max_iters > 0:
-            state = self._add_twins(state)
+            state = self._add_twins(state, info)
         return self._apply(state, state.active, info)
 
     def _keep_best(self, state: State) -> State:
@@ -258,14 +258,17 @@ class LatentOptimization(Hook):
         kept[state.lowest(self._loss(state.z0_y, state.y), best)] = True
         return state[kept]
 
-    def _add_twins(self, state: State) -> State:
+    def _add_twins(self, state: State, info: Info) -> State:
         """These particles, then those of each symmetry but the identity, encoded, under new ids."""
         parents = state.active.nonzero().flatten().tolist()
         for symmetry in self.operator.symmetries()[1:]:
             if not parents:
                 break
             turned = self.prior.encode(symmetry.apply(self.prior.decode(state.z0_y[parents])).clamp(-1, 1))
-            state = state.join(state.children(parents, z0_y=turned, z0_hat=turned))
+            twins = state.children(parents, z0_y=turned, z0_hat=turned)
+            for parent, child in zip(twins.parent_id.tolist(), twins.ids, strict=True):
+                info.add("twins", parent=parent, child=child)
+            state = state.join(twins)
         return state
 
     def _apply(self, state: State, chosen: torch.Tensor, info: Info) -> State:

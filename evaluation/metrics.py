@@ -4,8 +4,8 @@ All metrics see images clipped to [0, 1] as floats, as DAPS evaluates (piq 0.8).
 average pooling (``replace_pooling=True``), which is not the number of the ``lpips`` package.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import piq
@@ -56,12 +56,15 @@ class Scores:
         aligned: metric name -> values after the symmetry that gives the best PSNR.
         by_symmetry: symmetry name -> metric name -> values.
         best_symmetry: name of the symmetry that ``aligned`` uses, per image.
+        channel_aligned: metric name -> values after the combination of turned channels that gives the best PSNR;
+            empty where the operator has none.
     """
 
     raw: dict[str, list[float]]
     aligned: dict[str, list[float]]
     by_symmetry: dict[str, dict[str, list[float]]]
     best_symmetry: list[str]
+    channel_aligned: dict[str, list[float]] = field(default_factory=dict)
 
 
 class Evaluator:
@@ -70,10 +73,17 @@ class Evaluator:
     Args:
         symmetries: the operator's natural ambiguities, the identity first.
         lpips: the LPIPS network, or None to leave LPIPS out.
+        channel_symmetries: number of channels -> the ambiguities of single channels, the identity first, if there are
+            any; see :meth:`operators.operator.Operator.channel_symmetries`.
     """
 
-    def __init__(self, symmetries: Sequence[Symmetry], lpips: piq.LPIPS | None = None) -> None:
-        self.symmetries, self.lpips = tuple(symmetries), lpips
+    def __init__(
+        self,
+        symmetries: Sequence[Symmetry],
+        lpips: piq.LPIPS | None = None,
+        channel_symmetries: Callable[[int], Sequence[Symmetry]] = lambda channels: (),
+    ) -> None:
+        self.symmetries, self.lpips, self.channel_symmetries = tuple(symmetries), lpips, channel_symmetries
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -88,7 +98,14 @@ class Evaluator:
         psnrs = torch.tensor([by_symmetry[n]["psnr"] for n in names])
         best = [names[i] for i in psnrs.argmax(0).tolist()]
         aligned = {m: [by_symmetry[n][m][p] for p, n in enumerate(best)] for m in self.names}
-        return Scores(by_symmetry[names[0]], aligned, by_symmetry, best)
+        return Scores(by_symmetry[names[0]], aligned, by_symmetry, best, self._channel_aligned(x, expanded))
+
+    def _channel_aligned(self, x: torch.Tensor, truth: torch.Tensor) -> dict[str, list[float]]:
+        turned = [s.apply(x) for s in self.channel_symmetries(x.shape[1])]
+        if not turned:
+            return {}
+        best = torch.stack([psnr_db(candidate, truth) for candidate in turned]).argmax(0)
+        return self._all(torch.stack(turned)[best, torch.arange(len(x), device=x.device)], truth)
 
     def _all(self, x: torch.Tensor, truth: torch.Tensor) -> dict[str, list[float]]:
         values = {"psnr": psnr_db(x, truth), "ssim": ssim(x, truth)}

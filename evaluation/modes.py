@@ -4,6 +4,7 @@ With :math:`x_{odd} = (x - g x) / 2` and :math:`x_{even}` the mean-free part of 
 rotation g by 180 degrees, :math:`c_{odd}, c_{even}` are the projections of the estimate's parts on the truth's.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,7 +33,7 @@ class Modes:
         twin_fit: ``(a, b)`` of the fit ``x ~ a x* + b g(x*)``, each.
         channel_fit: the same fit of each channel alone, a list of C pairs each.
         solved: upright or rotated, and good enough.
-        coverage: number of distinct solved labels.
+        coverage: number of distinct solved labels among the particles that count.
     """
 
     labels: list[str]
@@ -70,11 +71,14 @@ def label(c_odd: float, c_even: float) -> str:
     return "mixed" if c_even > EVEN_THRESHOLD else "none"
 
 
-def find_modes(x: torch.Tensor, truth: torch.Tensor, aligned_psnr_db: list[float]) -> Modes:
+def find_modes(
+    x: torch.Tensor, truth: torch.Tensor, aligned_psnr_db: list[float], counts: Sequence[bool] | None = None
+) -> Modes:
     """Label ``x`` ``(P, C, H, W)`` against ``truth`` ``(1, C, H, W)``.
 
     Solved means label ``0`` or ``180`` and an aligned PSNR of at least ``min(twin average + 2, 18)`` dB, where "twin
-    average" is the PSNR of the superposition of both twins.
+    average" is the PSNR of the superposition of both twins. Only particles that ``counts`` says so enter the coverage
+    (None: all): a twin that was made by turning its particle found no mode.
     """
     c_odd, c_even = (c.tolist() for c in twin_projections(x, truth))
     labels = [label(o, e) for o, e in zip(c_odd, c_even, strict=True)]
@@ -83,7 +87,7 @@ def find_modes(x: torch.Tensor, truth: torch.Tensor, aligned_psnr_db: list[float
     solved = [n in ("0", "180") and q >= needed for n, q in zip(labels, aligned_psnr_db, strict=True)]
     channels = [twin_projections(x[:, c : c + 1], truth[:, c : c + 1]) for c in range(x.shape[1])]
     by_channel = [_fits(odd.tolist(), even.tolist()) for odd, even in channels]
-    coverage = len({n for n, s in zip(labels, solved, strict=True) if s})
+    coverage = len({n for n, s, c in zip(labels, solved, counts or [True] * len(x), strict=True) if s and c})
     return Modes(labels, _fits(c_odd, c_even), [list(f) for f in zip(*by_channel, strict=True)], solved, coverage)
 
 

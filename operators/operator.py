@@ -146,6 +146,10 @@ class Operator(ABC):
         """The natural ambiguities, the identity first."""
         return (IDENTITY,)
 
+    def channel_symmetries(self, channels: int) -> tuple[Symmetry, ...]:
+        """The ambiguities of single channels, the identity first; empty where channels have none of their own."""
+        return ()
+
 
 class LinearOperator(Operator):
     """A linear ``A`` with its adjoint: loss and gradient ``2 A^T (A x - y)`` without automatic differentiation."""

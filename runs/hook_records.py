@@ -43,6 +43,7 @@ def optimization_record(info: Info, particle_ids: list[int]) -> dict[str, Any] |
         "final_loss": of("final_loss", -1),
         "reason": of("reason", -1),
         "accepted": [any(row["accepted"][i] for row, i in own) for own in calls],
+        "twins": info.rows.get("twins", []),
         "per_step": [{k: v for k, v in row.items() if k != "seconds"} for row in rows],
     }
 

@@ -19,7 +19,7 @@ from runs.drawing import draw_result
 from runs.hook_records import optimization_record, repulsion_record, resampling_record, symmetry_record
 from runs.hooks import HookPlan
 from runs.phases import ClockHook, PhaseClock
-from runs.record import Record, RunFolder
+from runs.record import ALIGNMENTS, Record, RunFolder
 from runs.result import Problem, Result
 from runs.rng import ParticleStreams
 from sampler import Info, LatentDAPS, SamplerSettings, State
@@ -92,7 +92,7 @@ class Reconstructor:
             loop = LatentDAPS(self.prior, operator, self.settings, hooks)
             state = loop.sample(problem.y, streams, self.particle_ids, info, start, plan.num_samples)
             clock.leave()
-        result = self._evaluate(problem, state)
+        result = self._evaluate(problem, state, info)
         cost = {"seconds": time.perf_counter() - started, "calls": self.calls.since(calls_before)}  # without pictures
         self._save_floats(result)
         levels, line = [], []
@@ -104,7 +104,7 @@ class Reconstructor:
         draw_result(self.folder.path, result, levels, line)
         return self._record(result, clock, info, cost) | {"start": started_from}
 
-    def _evaluate(self, problem: Problem, state: State) -> Result:
+    def _evaluate(self, problem: Problem, state: State, info: Info) -> Result:
         decoded = self.prior.decode(state.z0_y)
         loss = problem.operator.loss(decoded, state.y)
         state, decoded, loss = (part[~state.masked] for part in (state, decoded, loss))
@@ -116,7 +116,8 @@ class Reconstructor:
             selection = select(self.prior, problem.operator, candidates, self.selection_rule)
         if ids and problem.truth is not None:
             scores = self.evaluator(images, problem.truth)
-            modes = find_modes(images, problem.truth, scores.aligned["psnr"])
+            twins = [row["child"] for row in info.rows.get("twins", [])]
+            modes = find_modes(images, problem.truth, scores.aligned["psnr"], [i not in twins for i in ids])
         return Result(problem, images, loss, ids, state.particle_id[~alive].tolist(), selection, scores, modes)
 
     def _save_floats(self, result: Result) -> None:
@@ -192,7 +193,9 @@ class Reconstructor:
         if result.problem.truth is None:
             return {"metrics": None, "selected": None, "modes": None}
         if result.scores is None:  # every particle diverged
-            names = [n + suffix for n in self.evaluator.names for suffix in ("", "_aligned")]
+            with_channels = bool(self.evaluator.channel_symmetries(result.problem.truth.shape[1]))
+            suffixes = ALIGNMENTS if with_channels else ALIGNMENTS[:2]
+            names = [n + suffix for n in self.evaluator.names for suffix in suffixes]
             empty = {"labels": [], "coverage": 0, "twin_fit": [], "channel_fit": [], "solved": []}
             return {"metrics": {n: [] for n in names}, "selected": None, "modes": empty}
         return quality_record(result.scores, result.modes, result.selection.index, result.selection.symmetry)
@@ -207,9 +210,11 @@ def quality_record(scores: Scores, modes: Modes, index: int, symmetry: str) -> d
         index: row of the chosen particle.
         symmetry: symmetry applied to it.
     """
-    metrics = {n: scores.raw[n] for n in scores.raw} | {f"{n}_aligned": v for n, v in scores.aligned.items()}
+    further = {f"{n}_aligned": v for n, v in scores.aligned.items()}
+    further |= {f"{n}_channel_aligned": v for n, v in scores.channel_aligned.items()}
+    metrics = scores.raw | further
     selected = {n: scores.by_symmetry[symmetry][n][index] for n in scores.raw}
-    selected |= {f"{n}_aligned": v[index] for n, v in scores.aligned.items()}
+    selected |= {n: v[index] for n, v in further.items()}
     selected["regret_db"] = max(scores.aligned["psnr"]) - selected["psnr"]
     fits = [{"a": a, "b": b} for a, b in modes.twin_fit]
     channel_fits = [[{"a": a, "b": b} for a, b in own] for own in modes.channel_fit]

@@ -20,6 +20,8 @@ from runs.config_hash import NOT_IN_HASH, config_sha256
 
 SCHEMA = 1
 METRICS = ("psnr", "ssim", "lpips")
+ALIGNMENTS = ("", "_aligned", "_channel_aligned")
+"""As it is, after the best of the operator's symmetries, after the best combination of turned channels."""
 PACKAGES = ("torch", "torchvision", "diffusers", "timm", "numpy", "piq", "hydra-core")
 MEASUREMENT_RANGES = {
     "phase_retrieval": "images in [0, 1] before the transform",
@@ -147,7 +149,7 @@ def build_metrics(records: list[Record], config: dict[str, Any]) -> dict[str, An
     done = [r for r in records if r["state"] != "failed"]
     metrics = {"schema": SCHEMA, "metadata": metadata(done, config)}
     for name in METRICS:
-        for suffix in ("", "_aligned"):
+        for suffix in ALIGNMENTS:
             metrics[name + suffix] = _metric(done, name + suffix, lower_is_better=name == "lpips")
     return metrics | {
         "modes": _modes(done),

@@ -32,7 +32,8 @@ def rescore_record(record: Record, evaluator: Evaluator, floats: Path) -> Record
             return record
         estimates, truth = torch.from_numpy(arrays["estimates"]), torch.from_numpy(arrays["truth"])
     scores = evaluator(estimates, truth)
-    modes = find_modes(estimates, truth, scores.aligned["psnr"])
+    twins = [pair["child"] for pair in (record.get("optimization") or {}).get("twins", [])]
+    modes = find_modes(estimates, truth, scores.aligned["psnr"], [i not in twins for i in record["particle_ids"]])
     index = record["particle_ids"].index(record["selection"]["selected_particle"])
     return record | quality_record(scores, modes, index, record["selection"]["symmetry"])
 
@@ -47,7 +48,8 @@ def rescore(path: Path) -> int:
         raise SettingsError(f"{path} holds no run (config.yaml is missing)")
     config = yaml.safe_load((path / "config.yaml").read_text())
     task = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TaskSettings), config["task"]))
-    evaluator = Evaluator(build_operator(task).symmetries(), load_lpips(torch.device("cpu")))
+    operator = build_operator(task)
+    evaluator = Evaluator(operator.symmetries(), load_lpips(torch.device("cpu")), operator.channel_symmetries)
     folder = RunFolder(str(path.parent), path.name, config)
     records = [r for r in folder.records() if r["state"] != "failed"]
     for record in records:

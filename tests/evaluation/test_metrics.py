@@ -101,6 +101,19 @@ def test_without_ambiguity_aligned_is_raw():
     assert scores.aligned == scores.raw
 
 
+def test_channel_aligned_scores_forgive_turned_channels():
+    truth = images(1, 1)
+    noisy = truth + 0.1 * images(3, 2)
+    x = noisy.clone()
+    x[1, 2:], x[2] = flipped(noisy[1:2])[0, 2:], flipped(noisy[2:])[0]
+    operator = PhaseRetrieval()
+    scores = Evaluator(operator.symmetries(), None, operator.channel_symmetries)(x, truth)
+    assert scores.channel_aligned["psnr"] == pytest.approx(psnr_db(noisy, truth.expand_as(x)).tolist())
+    assert scores.channel_aligned["ssim"] == pytest.approx(ssim(noisy, truth.expand_as(x)).tolist())
+    assert scores.aligned["psnr"][1] < scores.channel_aligned["psnr"][1] - 3
+    assert Evaluator(SYMMETRIES)(x, truth).channel_aligned == {}
+
+
 def test_metrics_without_lpips_weights():
     evaluator = Evaluator(SYMMETRIES)
     assert evaluator.names == ("psnr", "ssim")

@@ -159,3 +159,10 @@ def test_channel_agreement_sees_one_rotated_channel_without_the_truth():
     assert agreement[1].item() == pytest.approx(agreement[0].item())
     assert agreement[2] < -0.8
     assert channel_agreement(TRUTH[:, :1]).tolist() == pytest.approx([1.0])
+
+
+def test_a_twin_that_was_made_covers_no_mode():
+    both = torch.cat([TRUTH, flipped(TRUTH)])
+    found = find_modes(both, TRUTH, [30.0, 30.0], counts=[True, False])
+    assert (found.coverage, found.solved, found.labels) == (1, [True, True], ["0", "180"])
+    assert find_modes(both, TRUTH, [30.0, 30.0]).coverage == 2

@@ -102,6 +102,47 @@ def test_metrics_of_a_run_with_hooks(tiny_run, plain_floats, keys, phases):
         assert set(row["reason"]) <= {"floor", "plateau", "max_iters"}
 
 
+OURS = {  # the keys of experiment=ours, in a small way
+    "restart_rounds": 2,
+    "restart_sigmas": "[5.0,0.5]",
+    "restart_children": 3,
+    "restart_steps": 3,
+    "restart_polish": 2,
+    "restart_rule": "posterior",
+    "optimization_step": 200,
+    "optimization_best": 1,
+    "optimization_twins": True,
+    "optimization_prior_sigma": 0.1,
+    "optimization_max_iters": 3,
+    "selection_rule": "posterior",
+}
+
+
+def test_rounds_and_twins_from_end_to_end(tiny_run):
+    folder, _, metrics = tiny_run(**OURS)
+    (image,) = metrics["restarts"]["per_image"]
+    first, second = image["rounds"]
+    assert (first["particle_ids"], first["round"], second["round"]) == ([0, 1, 2, 3], 1, 2)
+    (best,) = first["kept"]
+    assert first["branched"] == [{"parent": best, "child": child} for child in (8, 9, 10)]
+    assert second["particle_ids"] == [best, 8, 9, 10]
+    assert first["sigma"] <= 5.0 and second["sigma"] <= 0.5 and first["step"] < second["step"]
+    assert first["energies"] != pytest.approx(first["losses"])
+    (optimised,) = metrics["optimization"]["per_image"]
+    parent, twin = optimised["particle_ids"]
+    assert optimised["twins"] == [{"parent": parent, "child": twin}] and twin == 14
+    assert parent in [*second["kept"], *(pair["child"] for pair in second["branched"])]
+    (selection,) = metrics["selection"]["per_image"]
+    assert selection["rule"].startswith("posterior") and selection["selected_particle"] in (parent, twin)
+    assert metrics["modes"]["per_image"][0]["coverage"] <= 1
+    assert len(metrics["psnr_channel_aligned"]["per_image"][0]["samples"]) == 2
+
+    before = floats(folder)
+    tiny_run(**OURS, name="again")
+    again = floats(folder.parent / "again")
+    assert all(np.array_equal(again[name], before[name]) for name in before)
+
+
 def test_resuming_a_run_with_all_hooks_changes_nothing(tiny_run):
     keys = {**REPEL, **PRUNE, **OPTIMISE, **EVERY, "pruning_branch": 3.0}
     folder, _, before = tiny_run(**keys)
