@@ -1,18 +1,18 @@
 """The hooks of one run: which are on, and in what order they are called."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
 
 import torch
 
 from evaluation.orientation import latent_plausibility, posterior_energy
+from latent_optimization import polish
 from operators.operator import Operator
 from priors.prior import Prior
 from pruning import Pruning, PruningSettings
 from repulsion import FeatureSpace, Repulsion, RepulsionSettings
-from resample_opt import LatentOptimization, OptimizationSettings, polish
+from resample_opt import LatentOptimization, OptimizationSettings
 from resampling import Resampling, ResamplingSettings
 from restarts import Restarts, RestartSettings
 from runs.feature_space import build_feature_space
@@ -105,11 +105,10 @@ class HookPlan:
                 hooks.pop()  # nothing lies between pruning and optimisation
                 clock.skip(self.phases[1])
             hooks.append(PhaseHook(clock, self.phases[-1], None if at_end else self.optimize_level))
-            settings = self._optimization_settings(
-                keys.optimization_max_iters,
+            settings = OptimizationSettings(
+                **asdict(self._descent(keys.optimization_max_iters)),
                 from_level=self.optimize_level,
                 when="end" if at_end else "every",
-                window=keys.optimization_window,
                 accept=self._accept_rule(),
                 best=keys.optimization_best,
                 twins=keys.optimization_twins,
@@ -117,15 +116,15 @@ class HookPlan:
             hooks.append(LatentOptimization(self.prior, self.operator, settings, expected))
         return hooks
 
-    def _optimization_settings(self, max_iters: int, **further: Any) -> OptimizationSettings:
+    def _descent(self, max_iters: int) -> DescentSettings:
         keys = self.keys
-        return OptimizationSettings(
+        return DescentSettings(
             lr=keys.optimization_lr,
             max_iters=max_iters,
+            window=keys.optimization_window,
             weight_decay=keys.optimization_weight_decay,
             prior_sigma=keys.optimization_prior_sigma,
             tau=self.optimization_tau,
-            **further,
         )
 
     @property
@@ -139,7 +138,7 @@ class HookPlan:
     def _polish(self) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None:
         if self.keys.restart_polish == 0:
             return None
-        settings = self._optimization_settings(self.keys.restart_polish, from_level=0)
+        settings = self._descent(self.keys.restart_polish)
         return partial(polish, prior=self.prior, operator=self.operator, settings=settings)
 
     def _accept_rule(self) -> str:

@@ -5,7 +5,8 @@ import torch
 from analytic import F64, MatrixOperator, normal
 from optimization_support import IDENTITY, NEVER, PIXELS, how, numbers, standing
 
-from resample_opt import LatentOptimization, Moments, adamw_step, optimise
+from latent_optimization import Moments, adamw_step, optimise
+from resample_opt import LatentOptimization
 
 # --- AdamW -----------------------------------------------------------------------------------------------------------
 

@@ -8,10 +8,11 @@ import torch
 from analytic import MatrixOperator, normal, prior_of
 from optimization_support import IDENTITY, NEVER, PIXELS, how, numbers, one_call, standing
 
+from latent_optimization import ParticleObjective, optimise
 from operators.operator import Halves, NoiseFloor
 from operators.phase_retrieval import PhaseRetrieval
 from priors.autoencoder import IdentityAutoencoder
-from resample_opt import LatentOptimization, ParticleObjective, optimise
+from resample_opt import LatentOptimization
 
 
 def test_loss_rule_keeps_what_lowers_the_loss():

@@ -9,7 +9,8 @@ from analytic import F64, MatrixAutoencoder, MatrixOperator, gaussian_prior, nor
 from optimization_support import IDENTITY, PIXELS, how, numbers, one_call, standing
 from sampler_support import MATRIX, PRIOR_COVARIANCE, PRIOR_MEAN, Y, assert_same, loop, measurement, problem, settings
 
-from resample_opt import LatentOptimization, ParticleObjective, optimise
+from latent_optimization import ParticleObjective, optimise
+from resample_opt import LatentOptimization
 from runs.rng import ParticleStreams
 from sampler import Info
 

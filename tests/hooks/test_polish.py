@@ -7,13 +7,13 @@ from analytic import MatrixOperator, normal
 from omegaconf import OmegaConf
 from sampler_support import MATRIX, PRIOR_COVARIANCE, PRIOR_MEAN, Y, measurement, problem
 
-from resample_opt import OptimizationSettings, polish
+from latent_optimization import DescentSettings, polish
 from runs.checks import SettingsError
 from runs.command_line import compose_config
 from runs.validation import validate
 
 SIGMA, TAU = 0.3, 0.5
-SETTINGS = OptimizationSettings(0, lr=0.02, max_iters=3000, weight_decay=0.0, prior_sigma=SIGMA, tau=TAU)
+SETTINGS = DescentSettings(lr=0.02, max_iters=3000, weight_decay=0.0, prior_sigma=SIGMA, tau=TAU)
 
 
 def start(count):
