@@ -7,7 +7,7 @@ from functools import partial
 import torch
 
 from evaluation.orientation import latent_plausibility, posterior_energy
-from latent_optimization import polish
+from latent_optimization import DescentSettings, polish
 from operators.operator import Operator
 from priors.prior import Prior
 from pruning import Pruning, PruningSettings

@@ -18,8 +18,9 @@ from runs.cost import Calls
 from runs.drawing import draw_result
 from runs.hook_records import optimization_record, repulsion_record, resampling_record, symmetry_record
 from runs.hooks import HookPlan
+from runs.metrics_file import ALIGNMENTS, Record
 from runs.phases import ClockHook, PhaseClock
-from runs.record import ALIGNMENTS, Record, RunFolder
+from runs.record import RunFolder
 from runs.result import Problem, Result
 from runs.rng import ParticleStreams
 from sampler import Info, LatentDAPS, SamplerSettings, State

@@ -184,7 +184,7 @@ class RunSettings(HookKeys):
         seed: of every random stream.
         num_samples: particles a measurement.
         particle_ids: run only these particles; null means all. Each is exactly as in the full batch as long as nothing
-            couples particles (repulsion, pruning, resampling).
+            couples particles (repulsion, pruning, resampling, restarts, crossover, ``optimization_best``).
         use_tpu: run on a TPU (needs torch_xla).
         device: ``auto``, ``cpu`` or ``cuda``.
         gpu: index of the CUDA device.

@@ -20,8 +20,9 @@ from evaluation.metrics import Evaluator, load_lpips
 from evaluation.modes import find_modes
 from runs.build import build_operator
 from runs.checks import SettingsError
+from runs.metrics_file import Record
 from runs.reconstruct import quality_record
-from runs.record import Record, RunFolder
+from runs.record import RunFolder
 from runs.settings import TaskSettings
 
 

@@ -11,7 +11,7 @@ from hand_made_results import DIVERGED, TWO, csv_rows, hand_made
 from reports import read_metrics
 from reports.results import ResultsError
 from reports.tables import Column, Estimate, Table, cell_text, terminal
-from runs import record
+from runs import metrics_file
 
 
 @pytest.mark.parametrize("metrics", [TWO, DIVERGED, hand_made({0: [1.0, 2.0]}, truth=False)], ids=len)
@@ -20,7 +20,7 @@ def test_the_files_of_these_tests_follow_the_schema(metrics):
 
 
 def test_the_schema_is_the_one_that_runs_write():
-    assert read_metrics.SCHEMA == record.SCHEMA
+    assert read_metrics.SCHEMA == metrics_file.SCHEMA
 
 
 def test_every_number_of_a_run(write, call):
