@@ -69,8 +69,9 @@ class RestartKeys:
     Attributes:
         restart_rounds: rounds of children after the last level, 0 is off.
         restart_keep: parents of each round, the best by ``restart_rule``; the others are dropped.
-        restart_rule: ``loss``: the data loss; ``posterior``: with the prior's energy,
-            ``loss / (2 tau^2) - log p`` in nats, tau from ``optimization_tau``.
+        restart_rule: what particles compete by for the next round. ``loss``: the data loss; ``posterior``: with the
+            prior's energy, ``loss / (2 tau^2) - log p`` in nats, tau from ``optimization_tau``. Who is left after the
+            last round stays; ``optimization_best`` chooses among them by the data loss.
         restart_children: particles that are annealed again in each round.
         restart_sigmas: sigmas to which children are re-noised, one a round, from the first again after the last.
         restart_steps: MCMC steps of the children, a level; null: ``sampler.mcmc.num_steps``.
