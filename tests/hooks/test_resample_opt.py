@@ -158,7 +158,6 @@ def test_twins_are_optimised_beside_their_particles_as_particles_of_their_own():
     state, info = standing(torch.stack([numbers(0.3, 0.9), numbers(0.2, 0.8)], 1), numbers(0.5, 0.0), count=2, level=3)
     state = dataclasses.replace(state, diverged=torch.tensor([False, True]))
     hook = LatentOptimization(PIXELS, Mirrored(), how(twins=True, weight_decay=0.0), NEVER)
-    hook.before_renoise(state, Info())
     after, row = one_call(hook, state, info, "at_end")
     assert (after.ids, after.parent_id.tolist()) == ([0, 1, 2], [-1, -1, 0])
     assert row["particle_ids"] == [0, 2]  # the diverged particle has no twin
