@@ -23,7 +23,7 @@ from diffusion.mcmc import per_particle
 from diffusion.paths import first_level_at_most
 from operators.operator import IDENTITY, Symmetry
 from priors.prior import Prior
-from sampler import NUM_TIMESTEPS, Hook, Info, State
+from state import NUM_TIMESTEPS, Hook, Info, State
 
 SCHEDULES = ("constant", "linear", "cosine")
 ESTIMATES = ("z0_hat", "z_t")

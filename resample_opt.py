@@ -15,7 +15,7 @@ from diffusion.mcmc import per_particle
 from latent_optimization import DescentSettings, Outcome, ParticleObjective, optimise
 from operators.operator import Operator
 from priors.prior import Prior
-from sampler import Hook, Info, State
+from state import Hook, Info, State
 
 WHEN = ("end", "every")
 ACCEPT = ("split", "floor", "loss", "objective")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sampler import Hook, Info, State
+from state import Hook, Info, State
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import torch
 from diffusion.paths import first_level_at_most
 from operators.operator import Operator
 from priors.prior import Prior
-from sampler import Hook, Info, State
+from state import Hook, Info, State
 
 RULES = ("loss", "posterior")
 

@@ -27,7 +27,7 @@ from operators import symmetry_moves
 from operators.operator import Operator
 from operators.phase_retrieval import rotate_180
 from priors.prior import Prior
-from sampler import Hook, Info, State
+from state import Hook, Info, State
 
 MOVES = ("window", "channels", "conjugate", "flip", "crossover")
 NEEDED_SYMMETRY = "rotate_180"

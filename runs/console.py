@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from priors.prior import Prior
 from runs.plots import Snapshot
-from sampler import Hook, Info, State
+from state import Hook, Info, State
 
 
 class ProgressHook(Hook):

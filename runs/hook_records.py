@@ -3,7 +3,7 @@
 from typing import Any
 
 from runs.hooks import HookPlan
-from sampler import Info
+from state import Info
 from symmetry import PARTICLE_COLUMNS
 
 

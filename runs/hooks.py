@@ -22,7 +22,7 @@ from runs.plan_checks import check_plan
 from runs.rng import SHARED
 from runs.settings import RunSettings
 from runs.starts import WarmStart, build_start
-from sampler import NUM_TIMESTEPS, Hook
+from state import NUM_TIMESTEPS, Hook
 from symmetry import SymmetryMoves, SymmetrySettings
 
 

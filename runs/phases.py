@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from sampler import Hook, Info, State
+from state import Hook, Info, State
 
 
 def synchronise(device: torch.device) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from diffusion.paths import first_level_at_most
 from runs.checks import SettingsError
-from sampler import NUM_TIMESTEPS
+from state import NUM_TIMESTEPS
 from symmetry import NEEDED_SYMMETRY
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from runs.checks import SettingsError
 from runs.hook_settings import HookKeys
 from runs.phases import synchronise
 from runs.rng import ParticleStreams
-from sampler import Start
+from state import Start
 
 
 @dataclass(frozen=True)
