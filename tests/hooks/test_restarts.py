@@ -113,11 +113,10 @@ def test_polish_comes_before_the_comparison_and_once_to_each_particle():
         return 0.5 * z
 
     plain = restarted_run()[0]
-    state, rows, _ = restarted_run(restarts(rounds=2, polish=towards_zero))
+    _, rows, _ = restarted_run(restarts(rounds=2, polish=towards_zero))
     assert polished == [4, 3, 3]
     halved = dataclasses.replace(plain, z0_y=0.5 * plain.z0_y)
     assert rows[0]["losses"] == pytest.approx(losses(halved))
-    (best,) = rows[0]["kept"]
     _, (row,), seen = restarted_run(restarts(polish=towards_zero, energy=lambda z, loss: -torch.arange(len(z))))
     assert row["kept"] == [3]  # the energy's favourite, as it was polished
     noise = ParticleStreams(42, 0).normal([8, 9, 10], "renoise", 1, plain.z0_y)

@@ -24,3 +24,18 @@ def test_the_first_generation_and_the_survivors_ancestors_are_shown():
     assert len(parents) == 6 and len(line) > 1
     shown = {i for s in hook.decoded(problem()[0], torch.device("cpu"), [survivor]) for i in s.ids}
     assert shown == {0, 1} | set(line)
+    everyone = {i for s in hook.rows for i in s.ids}
+    assert everyone == {0, 1, *range(4, 10)}
+
+
+def test_the_lineage_ends_with_the_particle_and_holds_what_its_children_found():
+    rounds = Restarts(*problem(), RestartSettings(3, 1, 2, (PATH[2].item(),), None, 4), PATH, lambda z, y: 0.5 * z)
+    hook, prior = TrajectoryHook(LEVELS), problem()[0]
+    state = loop(settings(), [rounds, hook]).sample(measurement(), ParticleStreams(42, 0), [0, 1])
+    particle, born = state.ids[-1], dict(zip(state.ids, state.parent_id.tolist(), strict=True))
+    line = hook.lineage(prior, torch.device("cpu"), particle)
+    ids = [i for i, _ in line]
+    assert ids[-2:] == [born[particle], particle] and ids[0] in (0, 1)
+    assert torch.equal(line[-1][1], prior.decode(state.z0_y[-1:])[0])
+    parent = state.ids.index(born[particle])
+    assert torch.equal(line[-2][1], prior.decode(state.z0_y[parent : parent + 1])[0])  # as it was after its polish
