@@ -124,7 +124,7 @@ class Pruning(Hook):
             kept=[state.ids[i] for i in sorted(kept)],
             pruned=[state.ids[i] for i in freed],
             diverged=[i for i, lost in zip(state.ids, state.diverged.tolist(), strict=True) if lost],
-            branched=[] if children is None else self._pairs(children),
+            branched=[] if children is None else children.births,
         )
         return self._remove(state, sorted(kept), children)
 
@@ -146,10 +146,6 @@ class Pruning(Hook):
             return None
         level = state.level.new_full((count,), self.branch_level)
         return state.children([parents[i % len(parents)] for i in range(count)], level=level)
-
-    @staticmethod
-    def _pairs(children: State) -> list[dict[str, int]]:
-        return [{"parent": p, "child": c} for p, c in zip(children.parent_id.tolist(), children.ids, strict=True)]
 
     def _remove(self, state: State, kept: list[int], children: State | None) -> State:
         if len(kept) == len(state):

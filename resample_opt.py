@@ -91,8 +91,8 @@ class LatentOptimization(Hook):
                 break
             turned = self.prior.encode(symmetry.apply(self.prior.decode(state.z0_y[parents])).clamp(-1, 1))
             twins = state.children(parents, z0_y=turned, z0_hat=turned)
-            for parent, child in zip(twins.parent_id.tolist(), twins.ids, strict=True):
-                info.add("twins", parent=parent, child=child)
+            for birth in twins.births:
+                info.add("twins", **birth)
             state = state.join(twins)
         return state
 

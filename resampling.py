@@ -123,6 +123,7 @@ class Resampling(Hook):
         counts = keep_two_lineages(drawn, losses, [self.roots.get(i, i) for i in ids])
         parents = [i for i, count in enumerate(counts) for _ in range(count - 1)]
         freed = [i for i, count in enumerate(counts) if count == 0]
+        children = state.children([rows[i] for i in parents])
         info.add(
             "resampling",
             step=state.step,
@@ -134,23 +135,18 @@ class Resampling(Hook):
             weights=weights,
             effective_sample_size=effective_sample_size(weights),
             counts=counts,
-            copied=[
-                {"parent": ids[p], "child": state.next_id + n, "replaced": ids[f]}
-                for n, (p, f) in enumerate(zip(parents, freed, strict=True))
-            ],
+            copied=[birth | {"replaced": ids[f]} for birth, f in zip(children.births, freed, strict=True)],
         )
-        return self._copy(state, [rows[i] for i in parents], [rows[i] for i in freed])
+        return self._put(state, children, [rows[i] for i in freed])
 
     def _uniform(self, state: State) -> float:
         stream = [self.settings.stream_id], "resample", state.step, torch.device("cpu")
         (generator,) = state.streams.generators(*stream)
         return torch.rand((), generator=generator, dtype=torch.float64).item()
 
-    def _copy(self, state: State, parents: list[int], freed: list[int]) -> State:
-        """Particles at ``parents`` into the places of those at ``freed``, under new ids."""
-        if not freed:
-            return state
-        children, index = state.children(parents), list(range(len(state)))
+    def _put(self, state: State, children: State, freed: list[int]) -> State:
+        """Each child into the place of the particle in one of the rows ``freed``."""
+        index = list(range(len(state)))
         for n, place in enumerate(freed):
             index[place] = len(state) + n
         state = state.join(children)[index]

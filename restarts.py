@@ -10,7 +10,7 @@ hides the differences between basins, and is re-noised for nothing. This is basi
 diffusion prior as the move.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -45,6 +45,12 @@ class RestartSettings:
     first_child_id: int = 0
 
 
+def restart_levels(path: torch.Tensor, sigmas: Sequence[float]) -> list[int]:
+    """The levels to whose sigmas children are re-noised, see ``RestartSettings.sigmas``."""
+    reached = [first_level_at_most(path, sigma) for sigma in sigmas]
+    return [len(path) - 2 if level is None else level for level in reached]
+
+
 class Restarts(Hook):
     """Fires ``settings.rounds`` times, each time all particles stand after the last level.
 
@@ -69,8 +75,7 @@ class Restarts(Hook):
         energy: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
     ) -> None:
         self.prior, self.operator, self.settings, self.polish, self.energy = prior, operator, settings, polish, energy
-        reached = [first_level_at_most(path, sigma) for sigma in settings.sigmas]
-        self.levels, self.path = [len(path) - 2 if level is None else level for level in reached], path.tolist()
+        self.levels, self.path = restart_levels(path, settings.sigmas), path.tolist()
         self.rounds_done, self.polished = 0, set()
 
     def before_ode(self, state: State, info: Info) -> State:
@@ -102,9 +107,7 @@ class Restarts(Hook):
             energies=energies.tolist(),
             kept=[state.ids[i] for i in kept],
             diverged=[i for i, lost in zip(state.ids, state.diverged.tolist(), strict=True) if lost],
-            branched=[
-                {"parent": p, "child": c} for p, c in zip(children.parent_id.tolist(), children.ids, strict=True)
-            ],
+            branched=children.births,
         )
         return state[sorted(kept)].join(children)
 

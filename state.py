@@ -79,8 +79,9 @@ class State:
 
         ``join`` them to this state: they know the ``next_id`` after them.
         """
-        copies, first = self[list(parents)], max(self.next_id, least_id)
-        ids = first + torch.arange(len(copies), device=copies.particle_id.device)
+        rows = torch.tensor(list(parents), dtype=torch.long, device=self.z.device)
+        copies, first = self[rows], max(self.next_id, least_id)
+        ids = first + torch.arange(len(rows), device=rows.device)
         family = {"particle_id": ids, "parent_id": copies.particle_id, "next_id": first + len(copies)}
         return replace(copies, **family, **changes)
 
@@ -98,6 +99,11 @@ class State:
     def ids(self) -> list[int]:
         """Particle ids as numbers."""
         return self.particle_id.tolist()
+
+    @property
+    def births(self) -> list[dict[str, int]]:
+        """Parent and id of each particle, for the log of who made children."""
+        return [{"parent": p, "child": c} for p, c in zip(self.parent_id.tolist(), self.ids, strict=True)]
 
     def lowest(self, values: torch.Tensor, count: int) -> list[int]:
         """Rows of the ``count`` active particles of the lowest finite ``values`` ``(P,)``, best first; maybe fewer."""

@@ -97,20 +97,21 @@ def _misfit_entry() -> Entry:
 
 
 def _success_entries() -> list[Entry]:
-    def entry(key: str, title: str, spec: str, field: str) -> Entry:
-        return Entry(Column(key, title, spec, with_error=True), lambda r: over_images(r, field))
-
     return [
-        entry("success_rate", "success", ".2f", "success"),
-        entry("particle_success_rate", "particle success", ".2f", "solved_fraction"),
-        entry("coverage", "coverage", ".2f", "coverage"),
+        _image_entry("success_rate", "success", "success"),
+        _image_entry("particle_success_rate", "particle success", "solved_fraction"),
+        _image_entry("coverage", "coverage", "coverage"),
     ]
 
 
-def over_images(run: Run, field: str) -> Estimate:
-    """Mean of a field of the images that have it."""
-    values = (getattr(image, field) for image in run.images.values())
-    return estimate(None if value is None else float(value) for value in values)
+def _image_entry(key: str, title: str, field: str) -> Entry:
+    """Mean of a field over the images that have it."""
+
+    def over_images(run: Run) -> Estimate:
+        values = (getattr(image, field) for image in run.images.values())
+        return estimate(None if value is None else float(value) for value in values)
+
+    return Entry(Column(key, title, ".2f", with_error=True), over_images)
 
 
 def _cost_entries() -> list[Entry]:
@@ -122,7 +123,7 @@ def _cost_entries() -> list[Entry]:
         return max((p.peak_vram_mb for p in run.phases.values() if p.peak_vram_mb is not None), default=None)
 
     return [
-        Entry(Column("seconds_per_image", "s/image", ".2f", with_error=True), lambda r: over_images(r, "seconds")),
+        _image_entry("seconds_per_image", "s/image", "seconds"),
         Entry(Column("peak_vram_mb", "peak VRAM [MB]", ".0f"), peak),
         Entry(Column("optimization_iterations", "opt. iterations", "d"), iterations),
         Entry(

@@ -209,7 +209,7 @@ class HookPlan:
             children=keys.restart_children,
             sigmas=tuple(keys.restart_sigmas),
             mcmc_steps=keys.restart_steps,
-            first_child_id=2 * self.num_samples,  # after the children of a pruning
+            first_child_id=2 * self.num_samples,  # the streams of the measurements in PROJECT.md
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from diffusion.paths import first_level_at_most
+from restarts import restart_levels
 from runs.checks import SettingsError
 from state import NUM_TIMESTEPS
 from symmetry import NEEDED_SYMMETRY
@@ -30,10 +30,8 @@ def _first_level(plan: HookPlan) -> int:
     """The earliest level that runs: that of the start, or of a child that is annealed again."""
     if plan.warm_start is None:
         return 0
-    last = len(plan.path) - 2
-    sigmas = plan.keys.restart_sigmas if plan.keys.restart_rounds > 0 else []
-    again = [first_level_at_most(plan.path, sigma) for sigma in sigmas]
-    return min([plan.warm_start.level, *(last if level is None else level for level in again)])
+    again = restart_levels(plan.path, plan.keys.restart_sigmas) if plan.keys.restart_rounds > 0 else []
+    return min([plan.warm_start.level, *again])
 
 
 def _check_symmetry_moves(plan: HookPlan) -> None:

@@ -5,9 +5,9 @@ r"""Quality against cost of finished runs: one curve a setting, one point a run,
 
 A point is PSNR in dB over the images that all runs have, mean and standard error: ``selected`` is the answer chosen
 without the truth, ``best`` the best particle by the truth, both raw; ``best_aligned`` the best particle by the truth,
-which may turn it. Cost is decoder calls with gradient an image, all particles
-together; ``@13000`` names them for runs that did not count. Runs between commas are one run over their images. Behind
-the curve stands the difference to the last point of the last curve, image by image.
+which may turn it. Cost is decoder calls with gradient an image, all particles together; ``@13000`` names them for runs
+that did not count. Runs between commas are one run over their images. Behind the curve stands the difference to the
+last point of the last curve, image by image.
 """
 
 import argparse
