@@ -8,6 +8,10 @@ et al. 2025). Parents stay and compete with their children, so a round never los
 With ``polish`` every particle is first brought to the bottom of its basin: what the chain's noise leaves in an estimate
 hides the differences between basins, and is re-noised for nothing. This is basin hopping (Wales and Doye 1997) with the
 diffusion prior as the move.
+
+What re-noising cannot change are the lowest frequencies, which stand far above the noise of any round: a parent whose
+shading belongs to the other twin hands it on to every child. With ``conjugated`` some children of a parent that no
+child of an earlier round has displaced begin with a random band of its lowest frequencies turned to the other twin.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,6 +21,7 @@ import torch
 
 from diffusion.paths import first_level_at_most
 from operators.operator import Operator
+from operators.symmetry_moves import conjugate_band, draw_low_band
 from priors.prior import Prior
 from state import Hook, Info, State
 
@@ -34,6 +39,8 @@ class RestartSettings:
         sigmas: of the rounds in turn, from the first again after the last; children are re-noised to the first sigma of
             the path that is at most this, or else to its last.
         mcmc_steps: MCMC steps of the children, a level; None: as all others.
+        conjugated: of a round's children so many, the last ones, begin at their parent with a band of its lowest
+            frequencies conjugated (:func:`operators.symmetry_moves.draw_low_band`), if it was a parent before.
         first_child_id: least particle id of a child.
     """
 
@@ -42,6 +49,7 @@ class RestartSettings:
     children: int = 4
     sigmas: tuple[float, ...] = (2.0,)
     mcmc_steps: int | None = None
+    conjugated: int = 0
     first_child_id: int = 0
 
 
@@ -76,7 +84,7 @@ class Restarts(Hook):
     ) -> None:
         self.prior, self.operator, self.settings, self.polish, self.energy = prior, operator, settings, polish, energy
         self.levels, self.path = restart_levels(path, settings.sigmas), path.tolist()
-        self.rounds_done, self.polished = 0, set()
+        self.rounds_done, self.polished, self.parents = 0, set(), set()
 
     def before_ode(self, state: State, info: Info) -> State:
         """Children have chains of their own length."""
@@ -97,6 +105,10 @@ class Restarts(Hook):
         parents = [kept[i % len(kept)] for i in range(self.settings.children)]
         level = state.level.new_full((len(parents),), self.levels[turn])
         children = state.children(parents, self.settings.first_child_id, level=level)
+        last = range(len(parents) - self.settings.conjugated, len(parents))
+        turned = [i for i in last if state.ids[parents[i]] in self.parents]
+        children = self._conjugate(children, turned)
+        self.parents.update(state.ids[i] for i in kept)
         info.add(
             "restarts",
             round=self.rounds_done,
@@ -108,8 +120,21 @@ class Restarts(Hook):
             kept=[state.ids[i] for i in kept],
             diverged=[i for i, lost in zip(state.ids, state.diverged.tolist(), strict=True) if lost],
             branched=children.births,
+            conjugated=[children.ids[i] for i in turned],
         )
         return state[sorted(kept)].join(children)
+
+    def _conjugate(self, children: State, turned: list[int]) -> State:
+        """The children, those in the rows ``turned`` with a band of the other twin."""
+        if not turned:
+            return children
+        ids = [children.ids[i] for i in turned]
+        generators = children.streams.generators(ids, "restart_band", 0, torch.device("cpu"))
+        images = self.prior.decode(children.z0_y[turned])
+        bands = torch.stack([draw_low_band(*images.shape[-2:], generator) for generator in generators])
+        z0_y = children.z0_y.clone()
+        z0_y[turned] = self.prior.encode(conjugate_band(images, bands.to(images.device)).clamp(-1, 1)).to(z0_y)
+        return replace(children, z0_y=z0_y)
 
     def _polish(self, state: State) -> State:
         rows = [i for i, own in enumerate(state.ids) if bool(state.active[i]) and own not in self.polished]

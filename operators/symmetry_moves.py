@@ -14,6 +14,8 @@ from operators.phase_retrieval import mirror_frequencies, rotate_180
 
 BANDS = ("disc", "ring", "wedge")
 LOWEST_RADIUS = 1.5
+LOW_RADII = (1.1, 4.0)
+LOW_DISC_SHARE = 0.4
 GOLDEN_RATIO = (1 + 5**0.5) / 2
 WINDOW_SOFTNESS = 0.1
 
@@ -74,6 +76,21 @@ def draw_band(height: int, width: int, generator: torch.Generator) -> torch.Tens
     lowest = LOWEST_RADIUS / min(height, width)
     low, high = sorted(lowest * (0.25 / lowest) ** u for u in (first, second))
     return ring(height, width, low, max(high, low + lowest)) if name == "ring" else ring(height, width, 0.0, high)
+
+
+def draw_low_band(height: int, width: int, generator: torch.Generator) -> torch.Tensor:
+    """A random centrosymmetric set ``(H, W)`` of the lowest frequencies, on the CPU: what survives re-noising.
+
+    A disc, or its part within a wedge of 45 to 90 degrees, which is never empty; the radius is log-uniform in
+    :data:`LOW_RADII` cycles an image, of a wedge at least :data:`LOWEST_RADIUS`.
+    """
+    kind, position, angle, opening = torch.rand(4, generator=generator).tolist()
+    lowest, highest = LOW_RADII
+    radius, cycle = lowest * (highest / lowest) ** position, 1 / min(height, width)
+    if kind < LOW_DISC_SHARE:
+        return ring(height, width, 0.0, radius * cycle)
+    disc = ring(height, width, 0.0, max(radius, LOWEST_RADIUS) * cycle)
+    return disc & wedge(height, width, math.pi * angle, math.pi / 8 * (1 + opening))
 
 
 def conjugate_band(x: torch.Tensor, band: torch.Tensor) -> torch.Tensor:

@@ -20,6 +20,11 @@ def check_hooks(keys: HookKeys, num_samples: int, checks: Checks) -> None:
     checks.require(len(keys.restart_sigmas) > 0, "restart_sigmas=[]: must name at least one sigma")
     for sigma in keys.restart_sigmas:
         checks.number("restart_sigmas", sigma, 0, open_low=True)
+    checks.number("restart_conjugate", keys.restart_conjugate, 0)
+    checks.require(
+        keys.restart_conjugate <= keys.restart_children,
+        f"restart_conjugate={keys.restart_conjugate}: there are only restart_children={keys.restart_children} a round",
+    )
     if keys.restart_steps is not None:
         checks.number("restart_steps", keys.restart_steps, 1)
     checks.number("restart_polish", keys.restart_polish, 0)

@@ -74,6 +74,8 @@ class RestartKeys:
             last round stays; ``optimization_best`` chooses among them by the data loss.
         restart_children: particles that are annealed again in each round.
         restart_sigmas: sigmas to which children are re-noised, one a round, from the first again after the last.
+        restart_conjugate: so many children of a parent that no child of an earlier round has displaced begin with a
+            band of its lowest frequencies turned to the other twin; needs the 180-degree flip as a symmetry.
         restart_steps: MCMC steps of the children, a level; null: ``sampler.mcmc.num_steps``.
         restart_polish: posterior optimisation of each particle before a round compares them, in iterations; takes
             ``optimization_lr``, ``optimization_prior_sigma`` and ``optimization_tau``; 0 is off.
@@ -84,6 +86,7 @@ class RestartKeys:
     restart_rule: str = "loss"
     restart_children: int = 4
     restart_sigmas: list[float] = field(default_factory=lambda: [2.0])
+    restart_conjugate: int = 0
     restart_steps: int | None = None
     restart_polish: int = 0
 

@@ -209,6 +209,7 @@ class HookPlan:
             children=keys.restart_children,
             sigmas=tuple(keys.restart_sigmas),
             mcmc_steps=keys.restart_steps,
+            conjugated=keys.restart_conjugate,
             first_child_id=2 * self.num_samples,  # the streams of the measurements in PROJECT.md
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from operators.operator import Operator
 from restarts import restart_levels
 from runs.checks import SettingsError
 from state import NUM_TIMESTEPS
@@ -20,6 +21,7 @@ def check_plan(plan: HookPlan) -> None:
         SettingsError: the operator lacks what a hook needs, or a hook has no level, or only levels before the start.
     """
     _check_symmetry_moves(plan)
+    _check_restarts(plan)
     _check_order(plan)
     _check_repulsion(plan)
     _check_resampling(plan)
@@ -36,11 +38,8 @@ def _first_level(plan: HookPlan) -> int:
 
 def _check_symmetry_moves(plan: HookPlan) -> None:
     moves, operator, settings = plan.keys.symmetry_moves, plan.operator, plan.symmetry_settings
-    if moves and NEEDED_SYMMETRY not in [s.name for s in operator.symmetries()]:
-        raise SettingsError(
-            f"symmetry_moves=[{','.join(moves)}]: the 180-degree flip is no symmetry of the operator {operator.name}; "
-            "use symmetry_moves=[]"
-        )
+    if moves:
+        _need_flip(operator, f"symmetry_moves=[{','.join(moves)}]", "symmetry_moves=[]")
     sigmas, first = plan.path[:-1].tolist(), _first_level(plan)
     made = {move for k in range(first, len(sigmas)) for move in settings.moves_at(k, sigmas[k])}
     for move in moves:
@@ -54,6 +53,19 @@ def _check_symmetry_moves(plan: HookPlan) -> None:
                 f"symmetry_moves: {move} has no level: no sigma {band} at every {settings.every}th of "
                 f"{len(sigmas) - first} levels from sigma = {sigmas[first]:g}; lower symmetry_every or widen the range"
             )
+
+
+def _check_restarts(plan: HookPlan) -> None:
+    keys = plan.keys
+    if keys.restart_rounds > 0 and keys.restart_conjugate > 0:
+        _need_flip(plan.operator, f"restart_conjugate={keys.restart_conjugate}", "restart_conjugate=0")
+
+
+def _need_flip(operator: Operator, asked: str, instead: str) -> None:
+    if NEEDED_SYMMETRY not in [s.name for s in operator.symmetries()]:
+        raise SettingsError(
+            f"{asked}: the 180-degree flip is no symmetry of the operator {operator.name}; use {instead}"
+        )
 
 
 def _check_order(plan: HookPlan) -> None:

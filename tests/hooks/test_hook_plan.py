@@ -114,6 +114,7 @@ def test_rounds_get_what_the_keys_say():
         "children": 5,
         "sigmas": (PATH[2].item(), 1e-9),
         "mcmc_steps": 6,
+        "conjugated": 0,
         "first_child_id": 18,
     }
     assert rounds.levels == [2, len(PATH) - 2]

@@ -107,6 +107,7 @@ OURS = {  # the keys of experiment=ours, in a small way
     "restart_sigmas": "[5.0,0.5]",
     "restart_children": 3,
     "restart_steps": 3,
+    "restart_conjugate": 1,
     "restart_polish": 2,
     "restart_rule": "posterior",
     "optimization_step": 200,
@@ -125,6 +126,8 @@ def test_rounds_and_twins_from_end_to_end(tiny_run):
     assert (first["particle_ids"], first["round"], second["round"]) == ([0, 1, 2, 3], 1, 2)
     (best,) = first["kept"]
     assert first["branched"] == [{"parent": best, "child": child} for child in (8, 9, 10)]
+    assert first["conjugated"] == []
+    assert second["conjugated"] == ([13] if second["kept"] == [best] else [])
     assert second["particle_ids"] == [best, 8, 9, 10]
     assert first["sigma"] <= 5.0 and second["sigma"] <= 0.5 and first["step"] < second["step"]
     assert first["energies"] != pytest.approx(first["losses"])

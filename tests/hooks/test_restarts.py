@@ -15,8 +15,10 @@ from sampler_support import (
     problem,
     settings,
 )
+from symmetry_support import CPU, IMAGE, OPERATOR, SIDE, Y, image_prior, near, state_of
 
 from diffusion.paths import edm_path
+from operators.symmetry_moves import conjugate_band, draw_low_band
 from restarts import Restarts, RestartSettings
 from runs.rng import ParticleStreams
 from sampler import Hook, Info
@@ -128,6 +130,38 @@ def test_particles_compete_by_the_energy_where_one_is_given():
     _, (row,), _ = restarted_run(restarts(energy=lambda z, loss: -loss))
     assert row["kept"] == [max(range(4), key=losses(plain).__getitem__)]
     assert row["energies"] == [-value for value in row["losses"]]
+
+
+def test_a_parent_that_no_child_displaced_has_its_low_bands_turned_to_the_other_twin():
+    """The first particle is always the best, so the second round has the parent of the first."""
+    start, info = state_of(near(IMAGE, 2), Y), Info()
+    settings = RestartSettings(2, children=3, conjugated=2)
+    hook = Restarts(image_prior(), OPERATOR, settings, PATH, energy=lambda z, loss: torch.arange(len(z)) + 0.0)
+    first = hook.after_levels(start, info)
+    assert torch.equal(first.z0_y[1:], first.z0_y[:1].expand(3, -1, -1, -1))
+    second = hook.after_levels(first, info)
+    assert [row["conjugated"] for row in info.rows["restarts"]] == [[], [1004, 1005]]
+    best, plain, *turned = second.z0_y
+    assert torch.equal(plain, best) and second.ids == [0, 1003, 1004, 1005]
+    for child, image in zip((1004, 1005), turned, strict=True):
+        (generator,) = start.streams.generators([child], "restart_band", 0, CPU)
+        band = draw_low_band(SIDE, SIDE, generator)
+        assert torch.equal(image, conjugate_band(best[None], band)[0].clamp(-1, 1))
+        assert (image - best).abs().max() > 0.01
+
+
+def test_a_new_parent_has_plain_children():
+    start, info = state_of(near(IMAGE, 2), Y), Info()
+    settings = RestartSettings(2, children=3, conjugated=3)
+    hook = Restarts(image_prior(), OPERATOR, settings, PATH, energy=lambda z, loss: -torch.arange(len(z)))
+    second = hook.after_levels(hook.after_levels(start, info), info)
+    assert [row["conjugated"] for row in info.rows["restarts"]] == [[], []]
+    assert torch.equal(second.z0_y[1:], second.z0_y[:1].expand(3, -1, -1, -1))
+
+
+def test_no_child_is_turned_unless_asked_for():
+    (row,) = restarted_run(restarts())[1]
+    assert row["conjugated"] == []
 
 
 def test_a_run_of_two_rounds_is_reproducible():

@@ -11,6 +11,7 @@ from operators.symmetry_moves import (
     conjugate_band,
     discordant_channels,
     draw_band,
+    draw_low_band,
     flip_channels,
     half_plane_window,
     reduce_support,
@@ -167,6 +168,20 @@ def test_bands_are_centrosymmetric_and_never_all_or_nothing(shape):
     with_origin = sum(bool(band[0, 0]) for band in bands)
     assert 10 < with_origin < 32  # discs
     again = draw_band(*shape, generator(7))
+    assert torch.equal(again, bands[7]) and not torch.equal(again, bands[8])
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (15, 16), (64, 64)], ids=str)
+def test_low_bands_hold_some_of_the_lowest_frequencies_and_no_others(shape):
+    bands = [draw_low_band(*shape, generator(seed)) for seed in range(60)]
+    reach = ring(*shape, 0, 4 / min(shape))
+    for band in bands:
+        assert torch.equal(mirror_frequencies(band), band)
+        assert not (band & ~reach).any()
+        assert band.sum() - band[0, 0].int() >= 2  # more than the mean, which no flip changes
+    with_origin = sum(bool(band[0, 0]) for band in bands)
+    assert 10 < with_origin < 40  # discs
+    again = draw_low_band(*shape, generator(7))
     assert torch.equal(again, bands[7]) and not torch.equal(again, bands[8])
 
 
