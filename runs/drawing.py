@@ -1,6 +1,7 @@
 """The pictures of one reconstruction: single images, contact sheet, trajectory, lineage."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -9,7 +10,13 @@ from runs.plots import Snapshot, contact_sheet, lineage_figure, measurement_pict
 from runs.result import Problem, Result
 
 
-def draw_result(folder: Path, result: Result, levels: list[Snapshot], line: list[tuple[int, torch.Tensor]]) -> None:
+def draw_result(
+    folder: Path,
+    result: Result,
+    levels: list[Snapshot],
+    line: list[tuple[int, torch.Tensor]],
+    moves: list[dict[str, Any]],
+) -> None:
     """Write all pictures of one result into the run's subfolders.
 
     Args:
@@ -17,6 +24,7 @@ def draw_result(folder: Path, result: Result, levels: list[Snapshot], line: list
         result: what to show.
         levels: of the trajectory; empty for no figure.
         line: ids and images ``(C, H, W)`` of the answer's ancestors and the answer; drawn if there are ancestors.
+        moves: rows of the symmetry moves (:class:`symmetry.SymmetryMoves`); the accepted ones are marked.
     """
     name = f"{result.problem.image_id:05d}"
     for particle, image in zip(result.particle_ids, result.images, strict=True):
@@ -26,10 +34,20 @@ def draw_result(folder: Path, result: Result, levels: list[Snapshot], line: list
     heading = f"{result.problem.name} ({result.problem.origin}), image {result.problem.image_id}"
     contact_sheet(folder / "sheets" / f"{name}.png", [sheet_tiles(result)], heading)
     if levels:
-        trajectory_figure(folder / "trajectory" / f"{name}.png", levels)
+        trajectory_figure(folder / "trajectory" / f"{name}.png", levels, accepted_moves(moves))
     if len(line) > 1:
         titled = [(image.clamp(-1, 1), ancestor_title(result.problem, i, image)) for i, image in line]
         lineage_figure(folder / "trajectory" / f"{name}_lineage.png", titled, result.problem.truth)
+
+
+def accepted_moves(rows: list[dict[str, Any]]) -> dict[tuple[int, int], str]:
+    """Names of the moves that were made, by step and particle id."""
+    made: dict[tuple[int, int], list[str]] = {}
+    for row in rows:
+        for particle, accepted in zip(row["particle_ids"], row["accepted"], strict=True):
+            if accepted:
+                made.setdefault((row["step"], particle), []).append(row["move"])
+    return {at: ", ".join(names) for at, names in made.items()}
 
 
 def sheet_tiles(result: Result) -> list[tuple[torch.Tensor, str, bool]]:

@@ -1,6 +1,6 @@
 """Pictures of a run: contact sheet, trajectory, single images."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -78,8 +78,14 @@ class Snapshot(NamedTuple):
     after: torch.Tensor
 
 
-def trajectory_figure(path: Path, snapshots: Sequence[Snapshot]) -> None:
-    """``z0_hat`` (ODE) above ``z0_y`` (after MCMC) over sigma, two rows a particle; gaps where one did not exist."""
+def trajectory_figure(path: Path, snapshots: Sequence[Snapshot], moves: Mapping[tuple[int, int], str]) -> None:
+    """``z0_hat`` (ODE) above ``z0_y`` (after MCMC) over sigma, two rows a particle; gaps where one did not exist.
+
+    Args:
+        path: the PNG.
+        snapshots: of the levels.
+        moves: names of the moves that were accepted at the end of a level, by step and particle id; marked.
+    """
     columns = sorted({(s.step, s.sigma) for s in snapshots})
     found = {(s.step, i): (s.before[p], s.after[p]) for s in snapshots for p, i in enumerate(s.ids)}
     ids = sorted({i for s in snapshots for i in s.ids})
@@ -89,10 +95,11 @@ def trajectory_figure(path: Path, snapshots: Sequence[Snapshot]) -> None:
         pairs = [found.get((step, particle), (blank, blank)) for step, _ in columns]
         titles = [f"sigma {sigma:.3g}" for _, sigma in columns]
         before = [(pair[0], title, False) for pair, title in zip(pairs, titles, strict=True)]
-        after = [(pair[1], "", False) for pair in pairs]
+        made = [moves.get((step, particle), "") for step, _ in columns]
+        after = [(pair[1], move, bool(move)) for pair, move in zip(pairs, made, strict=True)]
         rows += [
             [(before[0][0], f"particle {particle}\nODE, {titles[0]}", False), *before[1:]],
-            [(after[0][0], "end of level", False), *after[1:]],
+            [(after[0][0], "\n".join(["end of level", *filter(None, made[:1])]), after[0][2]), *after[1:]],
         ]
     contact_sheet(path, rows, "clean estimates over the annealing: ODE (upper rows), end of the level (lower rows)")
 

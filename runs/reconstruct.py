@@ -102,7 +102,7 @@ class Reconstructor:
             if result.selection is not None:
                 chosen = result.particle_ids[result.selection.index]
                 line = trajectory.lineage(self.prior, device, chosen)
-        draw_result(self.folder.path, result, levels, line)
+        draw_result(self.folder.path, result, levels, line, info.rows.get("symmetry", []))
         return self._record(result, clock, info, cost) | {"start": started_from}
 
     def _evaluate(self, problem: Problem, state: State, info: Info) -> Result:

@@ -3,7 +3,15 @@ import pytest
 import torch
 from PIL import Image
 
+from runs.drawing import accepted_moves
 from runs.plots import Snapshot, contact_sheet, measurement_picture, save_png, to_uint8, trajectory_figure
+
+
+def green(path):
+    """Green pixels of a PNG, in which emphasised titles are written."""
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert("RGB"), int)
+    return ((pixels[..., 1] > pixels[..., 0] + 60) & (pixels[..., 1] > pixels[..., 2] + 60)).sum()
 
 
 def test_bytes_are_rounded_and_clipped():
@@ -42,21 +50,33 @@ def test_contact_sheet_takes_rows_of_any_length_and_marks_the_answer(tmp_path):
     rows = [[(colour, "truth", False), (grey, "y", False), (colour, "answer", True)], [(colour, "alone", False)]]
     contact_sheet(tmp_path / "sheet.png", rows, "heading")
     contact_sheet(tmp_path / "plain.png", [[(i, t, False) for i, t, _ in row] for row in rows], "heading")
-    marked, plain = (np.asarray(Image.open(tmp_path / n).convert("RGB"), int) for n in ("sheet.png", "plain.png"))
-    assert marked.shape == plain.shape
-    assert marked.shape[1] > marked.shape[0]
+    with Image.open(tmp_path / "sheet.png") as marked, Image.open(tmp_path / "plain.png") as plain:
+        assert marked.size == plain.size
+        assert marked.size[0] > marked.size[1]
+    assert green(tmp_path / "sheet.png") > 0 == green(tmp_path / "plain.png")
 
-    def green(pixels):
-        return ((pixels[..., 1] > pixels[..., 0] + 60) & (pixels[..., 1] > pixels[..., 2] + 60)).sum()
 
-    assert green(marked) > 0 == green(plain)
+def test_trajectory_marks_accepted_moves(tmp_path):
+    rows = [
+        {"step": 0, "move": "flip", "particle_ids": [0, 5], "accepted": [False, True]},
+        {"step": 2, "move": "flip", "particle_ids": [0, 5], "accepted": [True, False]},
+        {"step": 2, "move": "channels", "particle_ids": [0], "accepted": [True]},
+    ]
+    moves = accepted_moves(rows)
+    assert moves == {(0, 5): "flip", (2, 0): "flip, channels"}
+    levels = [Snapshot(k, 10.0 - k, [0, 5], *torch.zeros(2, 2, 3, 8, 8)) for k in range(3)]
+    for at in moves:
+        trajectory_figure(tmp_path / "marked.png", levels, {at: moves[at]})
+        assert green(tmp_path / "marked.png") > 0
+    trajectory_figure(tmp_path / "plain.png", levels, {})
+    assert green(tmp_path / "plain.png") == 0
 
 
 def test_trajectory_has_two_rows_a_particle(tmp_path):
     x = torch.zeros(2, 3, 8, 8)
     two = [Snapshot(k, 10.0 - k, [0, 5] if k < 2 else [5], x, x) for k in range(3)]  # a particle may end early
-    trajectory_figure(tmp_path / "two.png", two)
-    trajectory_figure(tmp_path / "one.png", [s._replace(ids=[0]) for s in two])
+    trajectory_figure(tmp_path / "two.png", two, {})
+    trajectory_figure(tmp_path / "one.png", [s._replace(ids=[0]) for s in two], {})
     two, one = (Image.open(tmp_path / n) for n in ("two.png", "one.png"))
     assert two.width == one.width
     assert two.height > 1.8 * one.height
