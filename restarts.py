@@ -39,9 +39,9 @@ class RestartSettings:
         sigmas: of the rounds in turn, from the first again after the last; children are re-noised to the first sigma of
             the path that is at most this, or else to its last.
         mcmc_steps: MCMC steps of the children, a level; None: as all others.
+        first_child_id: least particle id of a child.
         conjugated: of a round's children so many, the last ones, begin at their parent with a band of its lowest
             frequencies conjugated (:func:`operators.symmetry_moves.draw_low_band`), if it was a parent before.
-        first_child_id: least particle id of a child.
     """
 
     rounds: int
@@ -49,8 +49,8 @@ class RestartSettings:
     children: int = 4
     sigmas: tuple[float, ...] = (2.0,)
     mcmc_steps: int | None = None
-    conjugated: int = 0
     first_child_id: int = 0
+    conjugated: int = 0
 
 
 def restart_levels(path: torch.Tensor, sigmas: Sequence[float]) -> list[int]:
