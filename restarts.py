@@ -21,7 +21,7 @@ import torch
 
 from diffusion.paths import first_level_at_most
 from operators.operator import Operator
-from operators.symmetry_moves import conjugate_band, draw_low_band
+from operators.symmetry_moves import conjugate_drawn_bands, draw_low_band
 from priors.prior import Prior
 from state import Hook, Info, State
 
@@ -108,7 +108,7 @@ class Restarts(Hook):
         last = range(len(parents) - self.settings.conjugated, len(parents))
         turned = [i for i in last if state.ids[parents[i]] in self.parents]
         children = self._conjugate(children, turned)
-        self.parents.update(state.ids[i] for i in kept)
+        self.parents.update(state.ids[i] for i in parents)
         info.add(
             "restarts",
             round=self.rounds_done,
@@ -130,10 +130,9 @@ class Restarts(Hook):
             return children
         ids = [children.ids[i] for i in turned]
         generators = children.streams.generators(ids, "restart_band", 0, torch.device("cpu"))
-        images = self.prior.decode(children.z0_y[turned])
-        bands = torch.stack([draw_low_band(*images.shape[-2:], generator) for generator in generators])
+        images = conjugate_drawn_bands(self.prior.decode(children.z0_y[turned]), draw_low_band, generators)
         z0_y = children.z0_y.clone()
-        z0_y[turned] = self.prior.encode(conjugate_band(images, bands.to(images.device)).clamp(-1, 1)).to(z0_y)
+        z0_y[turned] = self.prior.encode(images.clamp(-1, 1)).to(z0_y)
         return replace(children, z0_y=z0_y)
 
     def _polish(self, state: State) -> State:

@@ -160,8 +160,7 @@ class SymmetryMoves(Hook):
             return symmetry_moves.flip_channels(images, chosen), chosen.any(1)
         if move == "conjugate":
             generators = state.streams.generators(state.ids, "symmetry_band", state.step, CPU)
-            bands = torch.stack([symmetry_moves.draw_band(*images.shape[-2:], g) for g in generators])
-            return symmetry_moves.conjugate_band(images, bands.to(images.device)), everyone
+            return symmetry_moves.conjugate_drawn_bands(images, symmetry_moves.draw_band, generators), everyone
         return self._cross(look)
 
     def _channels(self, images: torch.Tensor, state: State) -> torch.Tensor:

@@ -5,7 +5,7 @@ conjugation of the spectrum about the image's centre. All images are ``(P, C, H,
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch.nn import functional as F
@@ -18,6 +18,7 @@ LOW_RADII = (1.1, 4.0)
 LOW_DISC_SHARE = 0.4
 GOLDEN_RATIO = (1 + 5**0.5) / 2
 WINDOW_SOFTNESS = 0.1
+DrawBand = Callable[[int, int, torch.Generator], torch.Tensor]
 
 
 def flip_channels(x: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
@@ -117,6 +118,18 @@ def conjugate_band(x: torch.Tensor, band: torch.Tensor) -> torch.Tensor:
     chosen = band[:, None] if band.ndim == 3 else band
     moved = plane + torch.fft.ifft2(difference * chosen).real
     return moved[..., rows : rows + x.shape[-2], columns : columns + x.shape[-1]]
+
+
+def conjugate_drawn_bands(x: torch.Tensor, draw: DrawBand, generators: Sequence[torch.Generator]) -> torch.Tensor:
+    """:func:`conjugate_band` with a band of its own for each of the images, drawn from its CPU generator.
+
+    Args:
+        x: ``(P, C, H, W)``.
+        draw: :func:`draw_band` or :func:`draw_low_band`.
+        generators: P of them.
+    """
+    bands = torch.stack([draw(*x.shape[-2:], generator) for generator in generators])
+    return conjugate_band(x, bands.to(x.device))
 
 
 def half_plane_window(height: int, width: int, angle: float) -> torch.Tensor:
