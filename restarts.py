@@ -12,10 +12,15 @@ diffusion prior as the move.
 What re-noising cannot change are the lowest frequencies, which stand far above the noise of any round: a parent whose
 shading belongs to the other twin hands it on to every child. With ``conjugated`` some children of a parent that no
 child of an earlier round has displaced begin with a random band of its lowest frequencies turned to the other twin.
+
+One line of descent can stay in a wrong basin for good. With ``lineages`` several lines of descent compete only within
+themselves, and two that arrive at one image vouch for it: wrong basins are many, the right one is one. With
+``agreement`` the rounds end there, and only images on which no two lineages agree get all of them.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -40,8 +45,13 @@ class RestartSettings:
             the path that is at most this, or else to its last.
         mcmc_steps: MCMC steps of the children, a level; None: as all others.
         first_child_id: least particle id of a child.
-        conjugated: of a round's children so many, the last ones, begin at their parent with a band of its lowest
-            frequencies conjugated (:func:`operators.symmetry_moves.draw_low_band`), if it was a parent before.
+        conjugated: of a round's children so many, the last ones of each lineage, begin at their parent with a band of
+            its lowest frequencies conjugated (:func:`operators.symmetry_moves.draw_low_band`), if it was a parent
+            before.
+        lineages: the first particles are divided evenly into so many, in their order; ``keep`` and ``children`` are
+            those of each. After the last round all compete, and ``keep`` particles are left.
+        agreement: no further round once the best particles of two lineages, one of them the best of all, agree to this
+            many dB; None: all rounds.
     """
 
     rounds: int
@@ -51,6 +61,8 @@ class RestartSettings:
     mcmc_steps: int | None = None
     first_child_id: int = 0
     conjugated: int = 0
+    lineages: int = 1
+    agreement: float | None = None
 
 
 def restart_levels(path: torch.Tensor, sigmas: Sequence[float]) -> list[int]:
@@ -71,6 +83,8 @@ class Restarts(Hook):
             has come to the end; None leaves them as the chain left them.
         energy: ``(z, loss) -> (P,)``, what particles of data losses ``(P,)`` compete by, lower is better; None: by the
             data loss.
+        agree: ``(x, other) -> (P,)``, how well images ``(1, ...)`` and ``(P, ...)`` agree, in dB; None with one
+            lineage.
     """
 
     def __init__(
@@ -81,10 +95,13 @@ class Restarts(Hook):
         path: torch.Tensor,
         polish: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
         energy: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+        agree: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
     ) -> None:
-        self.prior, self.operator, self.settings, self.polish, self.energy = prior, operator, settings, polish, energy
+        self.prior, self.operator, self.settings = prior, operator, settings
+        self.polish, self.energy, self.agree = polish, energy, agree
         self.levels, self.path = restart_levels(path, settings.sigmas), path.tolist()
         self.rounds_done, self.polished, self.parents = 0, set(), set()
+        self.lineage: dict[int, int] = {}
 
     def before_ode(self, state: State, info: Info) -> State:
         """Children have chains of their own length."""
@@ -92,20 +109,42 @@ class Restarts(Hook):
 
     def after_levels(self, state: State, info: Info) -> State:
         """Polish who is new, keep the best, add their children."""
-        state = self._polish(state)
-        if self.rounds_done == self.settings.rounds:
+        state, settings = self._polish(state), self.settings
+        last = self.rounds_done == settings.rounds
+        if last and settings.lineages == 1:
             return state
-        losses = self.operator.loss(self.prior.decode(state.z0_y), state.y)
+        images = self.prior.decode(state.z0_y)
+        losses = self.operator.loss(images, state.y)
         energies = losses if self.energy is None else self.energy(state.z0_y, losses)
-        kept = state.lowest(energies, self.settings.keep)
-        if not kept:
+        families = self._best_of_lineages(state, energies)
+        if not families:
             return state
-        turn = self.rounds_done % len(self.levels)
+        agreement = self._agreement(images, [rows[0] for rows in families])
+        facts = {
+            "particle_ids": state.ids,
+            "losses": losses.tolist(),
+            "energies": energies.tolist(),
+            "diverged": [i for i, lost in zip(state.ids, state.diverged.tolist(), strict=True) if lost],
+        }
+        if settings.lineages > 1:
+            facts["agreement_db"] = agreement
+        if last or (settings.agreement is not None and agreement is not None and agreement >= settings.agreement):
+            kept = state.lowest(energies, settings.keep)
+            info.add("restarts_end", rounds=self.rounds_done, kept=[state.ids[i] for i in kept], **facts)
+            return state[sorted(kept)]
+        return self._next_round(state, families, facts, info)
+
+    def _next_round(self, state: State, families: list[list[int]], facts: dict[str, Any], info: Info) -> State:
+        """The best particles of each lineage and, above them, their children."""
+        settings, turn = self.settings, self.rounds_done % len(self.levels)
         self.rounds_done += 1
-        parents = [kept[i % len(kept)] for i in range(self.settings.children)]
+        kept = [row for rows in families for row in rows]
+        parents = [rows[i % len(rows)] for rows in families for i in range(settings.children)]
         level = state.level.new_full((len(parents),), self.levels[turn])
-        children = state.children(parents, self.settings.first_child_id, level=level)
-        last = range(len(parents) - self.settings.conjugated, len(parents))
+        children = state.children(parents, settings.first_child_id, level=level)
+        self.lineage.update({pair["child"]: self.lineage[pair["parent"]] for pair in children.births})
+        first_turned = settings.children - settings.conjugated
+        last = [i for i in range(len(parents)) if i % settings.children >= first_turned]
         turned = [i for i in last if state.ids[parents[i]] in self.parents]
         children = self._conjugate(children, turned)
         self.parents.update(state.ids[i] for i in parents)
@@ -114,15 +153,27 @@ class Restarts(Hook):
             round=self.rounds_done,
             step=self.levels[turn],
             sigma=self.path[self.levels[turn]],
-            particle_ids=state.ids,
-            losses=losses.tolist(),
-            energies=energies.tolist(),
             kept=[state.ids[i] for i in kept],
-            diverged=[i for i, lost in zip(state.ids, state.diverged.tolist(), strict=True) if lost],
             branched=children.births,
             conjugated=[children.ids[i] for i in turned],
+            **facts,
         )
         return state[sorted(kept)].join(children)
+
+    def _best_of_lineages(self, state: State, energies: torch.Tensor) -> list[list[int]]:
+        """Rows of the best particles of each lineage that has any, the lineage of the best particle first."""
+        if self.rounds_done == 0:
+            self.lineage = {own: i * self.settings.lineages // len(state) for i, own in enumerate(state.ids)}
+        own = torch.tensor([self.lineage[i] for i in state.ids], device=energies.device)
+        numbers = range(self.settings.lineages)
+        best = [state.lowest(energies.where(own == number, torch.inf), self.settings.keep) for number in numbers]
+        return sorted((rows for rows in best if rows), key=lambda rows: energies[rows[0]].item())
+
+    def _agreement(self, images: torch.Tensor, best: list[int]) -> float | None:
+        """How well the best image agrees with that of the most similar other lineage; None without another."""
+        if self.agree is None or len(best) < 2:
+            return None
+        return self.agree(images[best[:1]], images[best[1:]]).max().item()
 
     def _conjugate(self, children: State, turned: list[int]) -> State:
         """The children, those in the rows ``turned`` with a band of the other twin."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from evaluation.metrics import psnr_db
+from operators.operator import Symmetry
 from operators.phase_retrieval import rotate_180
 
 ODD_THRESHOLD = 0.7
@@ -93,6 +94,15 @@ def find_modes(
 
 def _fits(c_odd: list[float], c_even: list[float]) -> list[tuple[float, float]]:
     return [((e + o) / 2, (e - o) / 2) for o, e in zip(c_odd, c_even, strict=True)]
+
+
+def agreement_db(x: torch.Tensor, other: torch.Tensor, symmetries: Sequence[Symmetry]) -> torch.Tensor:
+    """PSNR between image ``x`` ``(1, C, H, W)`` and each of ``other`` ``(P, C, H, W)``, turned by the best symmetry.
+
+    Needs no truth: two independent reconstructions that agree vouch for each other.
+    """
+    x, other = x.clamp(-1, 1), other.clamp(-1, 1)
+    return torch.stack([psnr_db(symmetry.apply(other), x) for symmetry in symmetries]).amax(0)
 
 
 def symmetry_index(x: torch.Tensor) -> torch.Tensor:

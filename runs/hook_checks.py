@@ -13,26 +13,7 @@ def check_hooks(keys: HookKeys, num_samples: int, checks: Checks) -> None:
     """Report every value that no hook could run with."""
     _check_repulsion(keys, checks)
     _check_pruning(keys, num_samples, checks)
-    checks.number("restart_rounds", keys.restart_rounds, 0, 1000)
-    checks.number("restart_keep", keys.restart_keep, 1)
-    checks.choice("restart_rule", keys.restart_rule, restarts.RULES)
-    checks.number("restart_children", keys.restart_children, 1, 4096)
-    checks.require(len(keys.restart_sigmas) > 0, "restart_sigmas=[]: must name at least one sigma")
-    for sigma in keys.restart_sigmas:
-        checks.number("restart_sigmas", sigma, 0, open_low=True)
-    checks.number("restart_conjugate", keys.restart_conjugate, 0)
-    checks.require(
-        keys.restart_conjugate <= keys.restart_children,
-        f"restart_conjugate={keys.restart_conjugate}: there are only restart_children={keys.restart_children} a round",
-    )
-    if keys.restart_steps is not None:
-        checks.number("restart_steps", keys.restart_steps, 1)
-    checks.number("restart_polish", keys.restart_polish, 0)
-    checks.require(
-        keys.restart_polish == 0 or keys.optimization_prior_sigma > 0,
-        f"restart_polish={keys.restart_polish}: polishing is posterior optimisation; it needs "
-        "optimization_prior_sigma > 0",
-    )
+    _check_restarts(keys, num_samples, checks)
     _check_optimization(keys, checks)
     _check_resampling(keys, num_samples, checks)
     _check_start(keys, num_samples, checks)
@@ -68,6 +49,46 @@ def _check_pruning(keys: HookKeys, num_samples: int, checks: Checks) -> None:
     checks.require(
         keys.pruning_step < 0 or keys.pruning_keep <= num_samples,
         f"pruning_keep={keys.pruning_keep}: there are only num_samples={num_samples} particles",
+    )
+
+
+def _check_restarts(keys: HookKeys, num_samples: int, checks: Checks) -> None:
+    checks.number("restart_rounds", keys.restart_rounds, 0, 1000)
+    checks.number("restart_keep", keys.restart_keep, 1)
+    checks.choice("restart_rule", keys.restart_rule, restarts.RULES)
+    checks.number("restart_children", keys.restart_children, 1, 4096)
+    checks.require(len(keys.restart_sigmas) > 0, "restart_sigmas=[]: must name at least one sigma")
+    for sigma in keys.restart_sigmas:
+        checks.number("restart_sigmas", sigma, 0, open_low=True)
+    checks.number("restart_conjugate", keys.restart_conjugate, 0)
+    checks.require(
+        keys.restart_conjugate <= keys.restart_children,
+        f"restart_conjugate={keys.restart_conjugate}: there are only restart_children={keys.restart_children} a round",
+    )
+    checks.require(
+        keys.restart_conjugate == 0 or keys.restart_rounds != 1,
+        f"restart_conjugate={keys.restart_conjugate}: parents are turned from their second round on; use "
+        "restart_rounds=2 or more",
+    )
+    checks.number("restart_lineages", keys.restart_lineages, 1)
+    checks.require(
+        keys.restart_lineages <= num_samples,
+        f"restart_lineages={keys.restart_lineages}: there are only num_samples={num_samples} particles",
+    )
+    if keys.restart_agreement is not None:
+        checks.number("restart_agreement", keys.restart_agreement, 0, open_low=True)
+        checks.require(
+            keys.restart_lineages > 1,
+            f"restart_agreement={keys.restart_agreement:g}: one lineage has none to agree with; use "
+            "restart_lineages=2 or more",
+        )
+    if keys.restart_steps is not None:
+        checks.number("restart_steps", keys.restart_steps, 1)
+    checks.number("restart_polish", keys.restart_polish, 0)
+    checks.require(
+        keys.restart_polish == 0 or keys.optimization_prior_sigma > 0,
+        f"restart_polish={keys.restart_polish}: polishing is posterior optimisation; it needs "
+        "optimization_prior_sigma > 0",
     )
 
 

@@ -73,6 +73,10 @@ class RestartKeys:
             prior's energy, ``loss / (2 tau^2) - log p`` in nats, tau from ``optimization_tau``. Who is left after the
             last round stays; ``optimization_best`` chooses among them by the data loss.
         restart_children: particles that are annealed again in each round.
+        restart_lineages: the particles are divided into so many lineages that compete only within themselves until the
+            rounds end; ``restart_keep`` and ``restart_children`` are those of each.
+        restart_agreement: the rounds end early once the answers of two lineages, one of them the best of all, agree to
+            this PSNR in dB, whichever twins they show; null: never.
         restart_sigmas: sigmas to which children are re-noised, one a round, from the first again after the last.
         restart_conjugate: so many children of a parent that no child of an earlier round has displaced begin with a
             band of its lowest frequencies turned to the other twin; needs the 180-degree flip as a symmetry.
@@ -85,6 +89,8 @@ class RestartKeys:
     restart_keep: int = 1
     restart_rule: str = "loss"
     restart_children: int = 4
+    restart_lineages: int = 1
+    restart_agreement: float | None = None
     restart_sigmas: list[float] = field(default_factory=lambda: [2.0])
     restart_conjugate: int = 0
     restart_steps: int | None = None

@@ -6,6 +6,7 @@ from functools import partial
 
 import torch
 
+from evaluation.modes import agreement_db
 from evaluation.orientation import latent_plausibility, posterior_energy
 from latent_optimization import DescentSettings, polish
 from operators.operator import Operator
@@ -98,7 +99,8 @@ class HookPlan:
             hooks.append(PhaseHook(clock, self.phases[1], self.prune_level))
         if keys.restart_rounds > 0:
             settings, energy = self._restart_settings(), self._energy if keys.restart_rule == "posterior" else None
-            hooks.append(Restarts(self.prior, self.operator, settings, self.path, self._polish(), energy))
+            agree = partial(agreement_db, symmetries=self.operator.symmetries()) if settings.lineages > 1 else None
+            hooks.append(Restarts(self.prior, self.operator, settings, self.path, self._polish(), energy, agree))
         if self.optimize_level is not None:
             at_end = keys.optimization_when == "end" or self.optimize_level == len(self.path) - 1
             if self.optimize_level == self.prune_level and not at_end:
@@ -210,6 +212,8 @@ class HookPlan:
             sigmas=tuple(keys.restart_sigmas),
             mcmc_steps=keys.restart_steps,
             conjugated=keys.restart_conjugate,
+            lineages=keys.restart_lineages,
+            agreement=keys.restart_agreement,
             first_child_id=2 * self.num_samples,  # the streams of the measurements in PROJECT.md
         )
 

@@ -137,7 +137,11 @@ def _metric(done: list[Record], name: str, lower_is_better: bool) -> dict[str, A
 
 
 def _restarts(done: list[Record]) -> dict[str, Any] | None:
-    rows = [{"image_id": r["image_id"], "rounds": r["restarts"]} for r in done if r.get("restarts")]
+    rows = [
+        {"image_id": r["image_id"], "rounds": r["restarts"] or [], "end": r.get("restarts_end")}
+        for r in done
+        if r.get("restarts") or r.get("restarts_end")
+    ]
     return {"per_image": rows} if rows else None
 
 

@@ -25,6 +25,9 @@ from runs.result import Problem, Result
 from runs.rng import ParticleStreams
 from sampler import Info, LatentDAPS, SamplerSettings, State
 
+DROPPING = ("pruning", "restarts", "restarts_end")
+"""Kinds of log rows that name diverged particles which are not in the last state any more."""
+
 
 class Reconstructor:
     """Runs the sampler on measurements and writes what comes out.
@@ -138,7 +141,7 @@ class Reconstructor:
     def _record(self, result: Result, clock: PhaseClock, info: Info, cost: dict[str, Any]) -> Record:
         problem, selection = result.problem, result.selection
         floor, pruned = problem.operator.noise_floor(problem.y), next(iter(info.rows.get("pruning", [])), None)
-        dropped = [i for kind in ("pruning", "restarts") for row in info.rows.get(kind, []) for i in row["diverged"]]
+        dropped = [i for kind in DROPPING for row in info.rows.get(kind, []) for i in row["diverged"]]
         loss, floor_mean = result.loss.tolist(), floor.mean.item()
         return {
             "image_id": problem.image_id,
@@ -171,6 +174,7 @@ class Reconstructor:
             "symmetry": symmetry_record(self.plan, info),
             "pruning": pruned,
             "restarts": info.rows.get("restarts"),
+            "restarts_end": next(iter(info.rows.get("restarts_end", [])), None),
             "resampling": resampling_record(self.plan, info),
             "optimization": optimization_record(info, result.particle_ids),
             "tau": self.settings.tau,

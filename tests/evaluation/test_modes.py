@@ -3,7 +3,8 @@ import torch
 from analytic import normal
 
 from evaluation.metrics import psnr_db
-from evaluation.modes import channel_agreement, find_modes, label, symmetry_index
+from evaluation.modes import agreement_db, channel_agreement, find_modes, label, symmetry_index
+from operators.operator import IDENTITY, Symmetry
 
 
 def flipped(x):
@@ -166,3 +167,21 @@ def test_a_twin_that_was_made_covers_no_mode():
     found = find_modes(both, TRUTH, [30.0, 30.0], counts=[True, False])
     assert (found.coverage, found.solved, found.labels) == (1, [True, True], ["0", "180"])
     assert find_modes(both, TRUTH, [30.0, 30.0]).coverage == 2
+
+
+def test_agreement_is_the_psnr_under_the_best_symmetry():
+    symmetries = (IDENTITY, Symmetry("rotate_180", flipped))
+    near = (TRUTH + 0.1 * NOISE).clamp(-1, 1)
+    others = torch.cat([near, flipped(near), -TRUTH])
+    upright, turned, apart = agreement_db(TRUTH, others, symmetries)
+    assert upright == pytest.approx(psnr_db(near, TRUTH).item())
+    assert turned == pytest.approx(upright.item(), rel=1e-6)
+    assert apart == pytest.approx(max(psnr_db(x, TRUTH).item() for x in (-TRUTH, -flipped(TRUTH))))
+    assert agreement_db(TRUTH, others, symmetries[:1])[1] < upright - 5
+
+
+def test_agreement_is_that_of_what_is_shown():
+    """Values outside [-1, 1] are clipped in every picture."""
+    bright = torch.where(TRUTH > 0.9, 1.0, TRUTH)
+    over = torch.where(TRUTH > 0.9, 3.0, TRUTH)
+    assert agreement_db(bright, over, (IDENTITY,)).item() == pytest.approx(80.0)

@@ -92,6 +92,8 @@ def test_rounds_get_what_the_keys_say():
         restart_rounds=3,
         restart_keep=2,
         restart_children=5,
+        restart_lineages=3,
+        restart_agreement=25.0,
         restart_sigmas=[PATH[2].item(), 1e-9],
         restart_steps=6,
         restart_polish=4,
@@ -116,6 +118,8 @@ def test_rounds_get_what_the_keys_say():
         "mcmc_steps": 6,
         "conjugated": 0,
         "first_child_id": 18,
+        "lineages": 3,
+        "agreement": 25.0,
     }
     assert rounds.levels == [2, len(PATH) - 2]
     assert (optimisation.settings.best, optimisation.settings.twins) == (1, True)
@@ -131,7 +135,7 @@ def test_rounds_get_what_the_keys_say():
     torch.testing.assert_close(rounds.energy(z, loss), prior_part + loss / (2 * 0.7**2))
     plain = planned(restart_rounds=3).hooks(measurement(), PhaseClock(CPU))
     rounds = next(h for h in plain if isinstance(h, Restarts))
-    assert rounds.energy is None and rounds.polish is None
+    assert rounds.energy is None and rounds.polish is None and rounds.agree is None
 
 
 def test_polish_belongs_to_no_level(monkeypatch):

@@ -146,6 +146,23 @@ def test_rounds_and_twins_from_end_to_end(tiny_run):
     assert all(np.array_equal(again[name], before[name]) for name in before)
 
 
+def test_lineages_from_end_to_end(tiny_run):
+    keys = {**OURS, "restart_lineages": 2, "restart_children": 1}
+    _, _, metrics = tiny_run(**keys, restart_agreement=99)
+    (image,) = metrics["restarts"]["per_image"]
+    assert [len(row["kept"]) for row in image["rounds"]] == [2, 2]
+    end = image["end"]
+    assert end["rounds"] == 2 and len(end["particle_ids"]) == 4
+    assert all(0 < row["agreement_db"] < 80 for row in [*image["rounds"], end])
+    (winner,) = end["kept"]
+    assert end["energies"][end["particle_ids"].index(winner)] == min(end["energies"])
+    assert metrics["optimization"]["per_image"][0]["particle_ids"][0] == winner
+
+    _, _, metrics = tiny_run(**keys, restart_agreement=0.1, name="easy")
+    (image,) = metrics["restarts"]["per_image"]
+    assert image["rounds"] == [] and image["end"]["rounds"] == 0
+
+
 def test_resuming_a_run_with_all_hooks_changes_nothing(tiny_run):
     keys = {**REPEL, **PRUNE, **OPTIMISE, **EVERY, "pruning_branch": 3.0}
     folder, _, before = tiny_run(**keys)

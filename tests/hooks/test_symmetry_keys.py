@@ -34,6 +34,10 @@ REFUSED = {
     "draws": ({"symmetry_draws": 0}, "symmetry_draws=0"),
     "tau": ({"symmetry_tau": 0.0}, "symmetry_tau=0: must be greater than 0"),
     "children": ({"restart_conjugate": 5}, "restart_conjugate=5: there are only restart_children=4 a round"),
+    "one round": (
+        {"restart_conjugate": 1, "restart_rounds": 1},
+        "restart_conjugate=1: .* use restart_rounds=2 or more",
+    ),
     "ratio": ({"symmetry_crossover_ratio": 0.9}, "symmetry_crossover_ratio=0.9: must be at least 1"),
 }
 
@@ -48,7 +52,7 @@ def test_an_operator_without_the_flip_is_refused():
     with pytest.raises(SettingsError, match=r"symmetry_moves=\[flip\]: the 180-degree flip is no symmetry .* matrix"):
         build_hook_plan(RunSettings(symmetry_moves=["flip"]), *problem(), PATH, CPU)
     with pytest.raises(SettingsError, match=r"restart_conjugate=1: the 180-degree flip is no symmetry .* matrix"):
-        build_hook_plan(RunSettings(restart_rounds=1, restart_conjugate=1), *problem(), PATH, CPU)
+        build_hook_plan(RunSettings(restart_rounds=2, restart_conjugate=1), *problem(), PATH, CPU)
     plan = build_hook_plan(RunSettings(restart_conjugate=1), *problem(), PATH, CPU)
     assert not any(isinstance(h, SymmetryMoves) for h in plan.hooks(measurement(), PhaseClock(CPU)))
     assert symmetry_record(plan, Info()) is None

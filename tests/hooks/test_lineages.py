@@ -1,0 +1,136 @@
+"""Rounds of children in several lines of descent."""
+
+import pytest
+import torch
+from sampler_support import LEVELS, SIGMA_MAX, SIGMA_MIN, Recorder, assert_same, loop, measurement, problem, settings
+from test_restarts import IDS, MIDDLE, Spoil, losses, restarted_run
+
+from diffusion.paths import edm_path
+from restarts import Restarts, RestartSettings
+from runs.checks import SettingsError
+from runs.rng import ParticleStreams
+from runs.settings import RunSettings
+from runs.validation import validate
+from sampler import Info
+
+PATH = edm_path(LEVELS, SIGMA_MAX, SIGMA_MIN)
+
+
+def lineages(rounds=2, count=2, agree=None, energy=None, **changes):
+    values = {"keep": 1, "children": 2, "sigmas": (MIDDLE,), "first_child_id": 8, "lineages": count} | changes
+    return Restarts(*problem(), RestartSettings(rounds, **values), PATH, None, energy, agree)
+
+
+def always(db):
+    return lambda x, other: torch.full((len(other),), db)
+
+
+def run(hook, *before):
+    info, recorder = Info(), Recorder()
+    state = loop(settings(), [*before, hook, recorder]).sample(measurement(), ParticleStreams(42, 0), IDS, info)
+    return state, info.rows.get("restarts", []), info.rows.get("restarts_end", []), recorder.seen
+
+
+def founders(rows, of):
+    """The first particle of each line of descent."""
+    parents = {pair["child"]: pair["parent"] for row in rows for pair in row["branched"]}
+    line = []
+    for own in of:
+        while own in parents:
+            own = parents[own]
+        line.append(own)
+    return line
+
+
+def test_one_lineage_is_the_plain_hook_but_for_the_last_comparison():
+    """With one lineage parent and children of the last round all stay, as the final optimisation expects them."""
+    plain, alone = restarted_run(lineages(count=1))[0], run(lineages(count=1))
+    assert_same(alone[0], plain)
+    assert alone[2] == [] and len(plain) == 3
+
+
+def test_particles_compete_within_their_lineage():
+    plain = losses(restarted_run()[0])
+    _, (first, second), _, seen = run(lineages())
+    assert sorted(first["kept"]) == [min((0, 1), key=plain.__getitem__), min((2, 3), key=plain.__getitem__)]
+    assert [pair["parent"] for pair in first["branched"]] == [i for i in first["kept"] for _ in range(2)]
+    assert [plain[i] for i in first["kept"]] == sorted(plain[i] for i in first["kept"])
+    assert sorted(i // 2 for i in founders([first], second["kept"])) == [0, 1]
+    assert {len(s.ids) for s in seen["before_ode"][LEVELS:]} == {4}
+
+
+def test_the_best_particle_of_all_lineages_is_left():
+    state, rows, (end,), _ = run(lineages())
+    assert end["rounds"] == len(rows) == 2
+    best = min(zip(end["losses"], end["particle_ids"], strict=True))
+    assert end["kept"] == state.ids == [best[1]]
+    assert losses(state) == pytest.approx([best[0]])
+    assert len(end["particle_ids"]) == 2 * (1 + 2)
+
+
+def test_two_lineages_that_agree_end_the_rounds():
+    plain = losses(restarted_run()[0])
+    state, rows, (end,), seen = run(lineages(agree=always(30.0), agreement=28.0))
+    assert rows == [] and len(seen["before_ode"]) == LEVELS
+    assert (end["rounds"], end["agreement_db"], state.ids) == (0, 30.0, [plain.index(min(plain))])
+    state, rows, (end,), _ = run(lineages(agree=always(27.9), agreement=28.0))
+    assert len(rows) == end["rounds"] == 2
+    assert [row["agreement_db"] for row in [*rows, end]] == pytest.approx([27.9] * 3)
+
+
+def test_without_a_threshold_agreement_is_logged_only():
+    _, rows, (end,), _ = run(lineages(agree=always(99.0)))
+    assert len(rows) == 2 and end["agreement_db"] == 99.0
+
+
+def test_agreement_is_that_of_the_best_image_with_the_nearest_other_lineage():
+    """Three lineages of particles 0 and 1, 2, and 3."""
+    energies, calls = torch.tensor([1.0, 2.0, 9.0, 5.0]), []
+
+    def agree(x, other):
+        calls.append((x, other))
+        return torch.tensor([3.0, 5.0])
+
+    hook = lineages(rounds=0, count=3, agree=agree, energy=lambda z, loss: energies)
+    plain = restarted_run()[0]
+    _, _, (end,), _ = run(hook)
+    ((x, other),) = calls
+    decode = problem()[0].decode
+    assert torch.equal(x, decode(plain.z0_y[[0]]))
+    assert torch.equal(other, decode(plain.z0_y[[3, 2]]))
+    assert end["agreement_db"] == 5.0
+
+
+def test_a_lineage_that_diverged_is_gone_and_the_others_go_on():
+    state, rows, (end,), _ = run(lineages(agree=always(99.0), agreement=1.0), Spoil("diverged", [0, 1]))
+    assert {i // 2 for i in founders(rows, state.ids)} == {1}
+    assert rows[0]["diverged"] == [0, 1] and len(rows) == 2
+    assert {row["agreement_db"] for row in [*rows, end]} == {None}
+
+
+def test_turned_children_are_the_last_of_each_lineage():
+    hook = lineages(rounds=2, conjugated=1, energy=lambda z, loss: torch.arange(len(z)) + 0.0)
+    hook._conjugate = lambda children, turned: children
+    _, (first, second), _, _ = run(hook)
+    assert first["conjugated"] == []
+    assert first["kept"] == second["kept"] == [0, 2]
+    assert [pair["parent"] for pair in second["branched"]] == [0, 0, 2, 2]
+    assert second["conjugated"] == [pair["child"] for pair in second["branched"]][1::2]
+
+
+def test_lineages_are_reproducible():
+    assert_same(run(lineages())[0], run(lineages())[0])
+
+
+REFUSED = {
+    "none": ({"restart_lineages": 0}, "restart_lineages=0: must be at least 1"),
+    "too many": ({"restart_lineages": 5}, "restart_lineages=5: there are only num_samples=4 particles"),
+    "zero": ({"restart_lineages": 2, "restart_agreement": 0.0}, "restart_agreement=0: must be greater than 0"),
+    "alone": ({"restart_agreement": 28.0}, "restart_agreement=28: one lineage has none to agree with"),
+}
+
+
+@pytest.mark.parametrize(("keys", "message"), REFUSED.values(), ids=REFUSED)
+def test_values_that_no_lineages_could_run_with(keys, message):
+    with pytest.raises(SettingsError, match=message):
+        validate(RunSettings(restart_rounds=3, num_samples=4, **keys))
