@@ -94,6 +94,7 @@ def test_rounds_get_what_the_keys_say():
         restart_children=5,
         restart_lineages=3,
         restart_agreement=25.0,
+        restart_patience=4,
         restart_sigmas=[PATH[2].item(), 1e-9],
         restart_steps=6,
         restart_polish=4,
@@ -120,6 +121,7 @@ def test_rounds_get_what_the_keys_say():
         "first_child_id": 18,
         "lineages": 3,
         "agreement": 25.0,
+        "patience": 4,
     }
     assert rounds.levels == [2, len(PATH) - 2]
     assert (optimisation.settings.best, optimisation.settings.twins) == (1, True)
