@@ -54,6 +54,7 @@ class RestartSettings:
             those of each. After the last round all compete, and ``keep`` particles are left.
         agreement: no further round once the best particles of two lineages, one of them the best of all, agree to this
             many dB; None: all rounds.
+        refinements: rounds of the best lineage alone after two agreed, with plain children.
         patience: a lineage begins anew from noise once its best particle was the best of its lineage in so many rounds
             before, unless it is the best of all; None: never.
     """
@@ -67,6 +68,7 @@ class RestartSettings:
     conjugated: int = 0
     lineages: int = 1
     agreement: float | None = None
+    refinements: int = 0
     patience: int | None = None
 
 
@@ -105,7 +107,7 @@ class Restarts(Hook):
         self.prior, self.operator, self.settings = prior, operator, settings
         self.polish, self.energy, self.agree = polish, energy, agree
         self.levels, self.path = restart_levels(path, settings.sigmas), path.tolist()
-        self.rounds_done, self.polished = 0, set()
+        self.rounds_done, self.last_round, self.agreed, self.polished = 0, settings.rounds, False, set()
         self.lineage: dict[int, int] = {}
         self.rounds_as_parent: Counter[int] = Counter()
 
@@ -116,8 +118,7 @@ class Restarts(Hook):
     def after_levels(self, state: State, info: Info) -> State:
         """Polish who is new, keep the best, add their children."""
         state, settings = self._polish(state), self.settings
-        last = self.rounds_done == settings.rounds
-        if last and settings.lineages == 1:
+        if self.rounds_done == self.last_round and settings.lineages == 1:
             return state
         images = self.prior.decode(state.z0_y)
         losses = self.operator.loss(images, state.y)
@@ -125,7 +126,6 @@ class Restarts(Hook):
         families = self._best_of_lineages(state, energies)
         if not families:
             return state
-        agreement = self._agreement(images, [rows[0] for rows in families])
         facts = {
             "particle_ids": state.ids,
             "losses": losses.tolist(),
@@ -133,23 +133,27 @@ class Restarts(Hook):
             "diverged": [i for i, lost in zip(state.ids, state.diverged.tolist(), strict=True) if lost],
         }
         if settings.lineages > 1:
-            facts["agreement_db"] = agreement
-        if last or (settings.agreement is not None and agreement is not None and agreement >= settings.agreement):
+            facts["agreement_db"] = self._agreement(images, [rows[0] for rows in families])
+            self._stop_if_agreed(facts["agreement_db"])
+        if self.rounds_done == self.last_round:
             kept = state.lowest(energies, settings.keep)
-            info.add("restarts_end", rounds=self.rounds_done, kept=[state.ids[i] for i in kept], **facts)
+            end = {"rounds": self.rounds_done, "agreed": self.agreed, "kept": [state.ids[i] for i in kept]}
+            info.add("restarts_end", **end, **facts)
             return state[sorted(kept)]
-        return self._next_round(state, families, facts, info)
+        return self._next_round(state, families[:1] if self.agreed else families, facts, info)
+
+    def _stop_if_agreed(self, agreement: float | None) -> None:
+        needed = self.settings.agreement
+        if not self.agreed and needed is not None and agreement is not None and agreement >= needed:
+            self.agreed, self.last_round = True, self.rounds_done + self.settings.refinements
 
     def _next_round(self, state: State, families: list[list[int]], facts: dict[str, Any], info: Info) -> State:
         """The best particles of each lineage and, above them, their children, or fresh particles in their stead."""
         settings, turn = self.settings, self.rounds_done % len(self.levels)
         self.rounds_done += 1
-        kept, parents, turned, fresh = (
-            [],
-            [],
-            [],
-            [],
-        )  # kept and parents: rows of the state; the others: of the children
+        first_turned = settings.children - (0 if self.agreed else settings.conjugated)
+        kept, parents = [], []  # rows of the state
+        turned, fresh = [], []  # rows of the children
         for rank, rows in enumerate(families):
             anew = rank > 0 and self._out_of_patience(state.ids[rows[0]])
             kept += [] if anew else rows
@@ -157,7 +161,7 @@ class Restarts(Hook):
                 parents.append(rows[i % len(rows)])
                 if anew:
                     fresh.append(len(parents) - 1)
-                elif i >= settings.children - settings.conjugated and self.rounds_as_parent[state.ids[parents[-1]]]:
+                elif i >= first_turned and self.rounds_as_parent[state.ids[parents[-1]]]:
                     turned.append(len(parents) - 1)
         level = state.level.new_full((len(parents),), self.levels[turn])
         children = state.children(parents, settings.first_child_id, level=level)

@@ -82,6 +82,11 @@ def _check_restarts(keys: HookKeys, num_samples: int, checks: Checks) -> None:
             f"restart_agreement={keys.restart_agreement:g}: one lineage has none to agree with; use "
             "restart_lineages=2 or more",
         )
+    checks.number("restart_refinements", keys.restart_refinements, 0)
+    checks.require(
+        keys.restart_refinements == 0 or keys.restart_agreement is not None,
+        f"restart_refinements={keys.restart_refinements}: they follow an agreement; set restart_agreement, in dB",
+    )
     if keys.restart_patience is not None:
         checks.number("restart_patience", keys.restart_patience, 1)
         checks.require(

@@ -95,6 +95,7 @@ def test_rounds_get_what_the_keys_say():
         restart_lineages=3,
         restart_agreement=25.0,
         restart_patience=4,
+        restart_refinements=2,
         restart_sigmas=[PATH[2].item(), 1e-9],
         restart_steps=6,
         restart_polish=4,
@@ -122,6 +123,7 @@ def test_rounds_get_what_the_keys_say():
         "lineages": 3,
         "agreement": 25.0,
         "patience": 4,
+        "refinements": 2,
     }
     assert rounds.levels == [2, len(PATH) - 2]
     assert (optimisation.settings.best, optimisation.settings.twins) == (1, True)

@@ -78,6 +78,25 @@ def test_two_lineages_that_agree_end_the_rounds():
     assert [row["agreement_db"] for row in [*rows, end]] == pytest.approx([27.9] * 3)
 
 
+def test_the_best_lineage_is_refined_after_an_agreement():
+    """Two rounds more, of plain children of the best lineage alone, and no second agreement is needed."""
+    dbs = iter([30.0])
+    hook = lineages(
+        rounds=9, agreement=28.0, refinements=2, conjugated=2, agree=lambda x, other: torch.tensor([next(dbs)])
+    )
+    hook.energy = lambda z, loss: torch.arange(len(z)) + 0.0
+    state, rows, (end,), _ = run(hook)
+    assert [row["kept"] for row in rows] == [[0], [0]] and state.ids == [0]
+    assert [row["conjugated"] for row in rows] == [[], []]
+    assert [row["agreement_db"] for row in [*rows, end]] == [30.0, None, None]
+    assert (end["rounds"], end["agreed"], len(end["particle_ids"])) == (2, True, 3)
+
+
+def test_rounds_without_an_agreement_end_unrefined():
+    _, rows, (end,), _ = run(lineages(agree=always(20.0), agreement=28.0, refinements=2))
+    assert (len(rows), end["rounds"], end["agreed"]) == (2, 2, False)
+
+
 def test_without_a_threshold_agreement_is_logged_only():
     _, rows, (end,), _ = run(lineages(agree=always(99.0)))
     assert len(rows) == 2 and end["agreement_db"] == 99.0
@@ -154,6 +173,8 @@ REFUSED = {
     "none": ({"restart_lineages": 0}, "restart_lineages=0: must be at least 1"),
     "too many": ({"restart_lineages": 5}, "restart_lineages=5: there are only num_samples=4 particles"),
     "zero": ({"restart_lineages": 2, "restart_agreement": 0.0}, "restart_agreement=0: must be greater than 0"),
+    "refined": ({"restart_refinements": 2}, "restart_refinements=2: they follow an agreement"),
+    "unrefined": ({"restart_refinements": -1}, "restart_refinements=-1: must be at least 0"),
     "impatient": ({"restart_lineages": 2, "restart_patience": 0}, "restart_patience=0: must be at least 1"),
     "best": ({"restart_patience": 3}, "restart_patience=3: the best lineage never begins anew"),
     "alone": ({"restart_agreement": 28.0}, "restart_agreement=28: one lineage has none to agree with"),
