@@ -15,11 +15,9 @@ child of an earlier round has displaced begin with a random band of its lowest f
 
 One line of descent can stay in a wrong basin for good. With ``lineages`` several lines of descent compete only within
 themselves, and two that arrive at one image vouch for it: wrong basins are many, the right one is one. With
-``agreement`` the rounds end there, and only images on which no two lineages agree get all of them. With ``patience`` a
-lineage that is neither the best nor moving begins anew from noise.
+``agreement`` the rounds end there, and only images on which no two lineages agree get all of them.
 """
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -55,8 +53,6 @@ class RestartSettings:
         agreement: no further round once the best particles of two lineages, one of them the best of all, agree to this
             many dB; None: all rounds.
         refinements: rounds of the best lineage alone after two agreed, with plain children.
-        patience: a lineage begins anew from noise once its best particle was the best of its lineage in so many rounds
-            before, unless it is the best of all; None: never.
     """
 
     rounds: int
@@ -69,7 +65,6 @@ class RestartSettings:
     lineages: int = 1
     agreement: float | None = None
     refinements: int = 0
-    patience: int | None = None
 
 
 def restart_levels(path: torch.Tensor, sigmas: Sequence[float]) -> list[int]:
@@ -107,9 +102,9 @@ class Restarts(Hook):
         self.prior, self.operator, self.settings = prior, operator, settings
         self.polish, self.energy, self.agree = polish, energy, agree
         self.levels, self.path = restart_levels(path, settings.sigmas), path.tolist()
-        self.rounds_done, self.last_round, self.agreed, self.polished = 0, settings.rounds, False, set()
+        self.rounds_done, self.last_round, self.agreed = 0, settings.rounds, False
+        self.polished, self.parents = set(), set()
         self.lineage: dict[int, int] = {}
-        self.rounds_as_parent: Counter[int] = Counter()
 
     def before_ode(self, state: State, info: Info) -> State:
         """Children have chains of their own length."""
@@ -148,50 +143,30 @@ class Restarts(Hook):
             self.agreed, self.last_round = True, self.rounds_done + self.settings.refinements
 
     def _next_round(self, state: State, families: list[list[int]], facts: dict[str, Any], info: Info) -> State:
-        """The best particles of each lineage and, above them, their children, or fresh particles in their stead."""
+        """The best particles of each lineage and, above them, their children."""
         settings, turn = self.settings, self.rounds_done % len(self.levels)
         self.rounds_done += 1
-        first_turned = settings.children - (0 if self.agreed else settings.conjugated)
-        kept, parents = [], []  # rows of the state
-        turned, fresh = [], []  # rows of the children
-        for rank, rows in enumerate(families):
-            anew = rank > 0 and self._out_of_patience(state.ids[rows[0]])
-            kept += [] if anew else rows
-            for i in range(settings.children):
-                parents.append(rows[i % len(rows)])
-                if anew:
-                    fresh.append(len(parents) - 1)
-                elif i >= first_turned and self.rounds_as_parent[state.ids[parents[-1]]]:
-                    turned.append(len(parents) - 1)
+        kept = [row for rows in families for row in rows]
+        parents = [rows[i % len(rows)] for rows in families for i in range(settings.children)]
         level = state.level.new_full((len(parents),), self.levels[turn])
         children = state.children(parents, settings.first_child_id, level=level)
         self.lineage.update({pair["child"]: self.lineage[pair["parent"]] for pair in children.births})
-        children = self._from_noise(self._conjugate(children, turned), fresh)
-        branched = [pair for pair in children.births if pair["parent"] >= 0]
-        self.rounds_as_parent.update({pair["parent"] for pair in branched})
+        first_turned = settings.children - (0 if self.agreed else settings.conjugated)
+        last = [i for i in range(len(parents)) if i % settings.children >= first_turned]
+        turned = [i for i in last if state.ids[parents[i]] in self.parents]
+        children = self._conjugate(children, turned)
+        self.parents.update(state.ids[i] for i in parents)
         info.add(
             "restarts",
             round=self.rounds_done,
             step=self.levels[turn],
             sigma=self.path[self.levels[turn]],
             kept=[state.ids[i] for i in kept],
-            branched=branched,
+            branched=children.births,
             conjugated=[children.ids[i] for i in turned],
-            fresh=[children.ids[i] for i in fresh],
             **facts,
         )
         return state[sorted(kept)].join(children)
-
-    def _out_of_patience(self, particle_id: int) -> bool:
-        patience = self.settings.patience
-        return patience is not None and self.rounds_as_parent[particle_id] >= patience
-
-    @staticmethod
-    def _from_noise(children: State, fresh: list[int]) -> State:
-        """The children, those in the rows ``fresh`` before the first level and without parents."""
-        z0_y, level, parent_id = children.z0_y.clone(), children.level.clone(), children.parent_id.clone()
-        z0_y[fresh], level[fresh], parent_id[fresh] = 0, 0, -1
-        return replace(children, z0_y=z0_y, level=level, parent_id=parent_id)
 
     def _best_of_lineages(self, state: State, energies: torch.Tensor) -> list[list[int]]:
         """Rows of the best particles of each lineage that has any, the lineage of the best particle first."""

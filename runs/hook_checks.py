@@ -87,13 +87,6 @@ def _check_restarts(keys: HookKeys, num_samples: int, checks: Checks) -> None:
         keys.restart_refinements == 0 or keys.restart_agreement is not None,
         f"restart_refinements={keys.restart_refinements}: they follow an agreement; set restart_agreement, in dB",
     )
-    if keys.restart_patience is not None:
-        checks.number("restart_patience", keys.restart_patience, 1)
-        checks.require(
-            keys.restart_lineages > 1,
-            f"restart_patience={keys.restart_patience}: the best lineage never begins anew; use restart_lineages=2 or "
-            "more",
-        )
     if keys.restart_steps is not None:
         checks.number("restart_steps", keys.restart_steps, 1)
     checks.number("restart_polish", keys.restart_polish, 0)

@@ -78,8 +78,6 @@ class RestartKeys:
         restart_agreement: the rounds end early once the answers of two lineages, one of them the best of all, agree to
             this PSNR in dB, whichever twins they show; null: never.
         restart_refinements: so many rounds more, of the best lineage alone, once two agreed.
-        restart_patience: a lineage that is not the best begins anew from noise when its best particle has had children
-            in so many rounds and none displaced it; null: never.
         restart_sigmas: sigmas to which children are re-noised, one a round, from the first again after the last.
         restart_conjugate: so many children of a parent that no child of an earlier round has displaced begin with a
             band of its lowest frequencies turned to the other twin; needs the 180-degree flip as a symmetry.
@@ -95,7 +93,6 @@ class RestartKeys:
     restart_lineages: int = 1
     restart_agreement: float | None = None
     restart_refinements: int = 0
-    restart_patience: int | None = None
     restart_sigmas: list[float] = field(default_factory=lambda: [2.0])
     restart_conjugate: int = 0
     restart_steps: int | None = None

@@ -215,7 +215,6 @@ class HookPlan:
             lineages=keys.restart_lineages,
             agreement=keys.restart_agreement,
             refinements=keys.restart_refinements,
-            patience=keys.restart_patience,
             first_child_id=2 * self.num_samples,  # the streams of the measurements in PROJECT.md
         )
 

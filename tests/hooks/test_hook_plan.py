@@ -94,7 +94,6 @@ def test_rounds_get_what_the_keys_say():
         restart_children=5,
         restart_lineages=3,
         restart_agreement=25.0,
-        restart_patience=4,
         restart_refinements=2,
         restart_sigmas=[PATH[2].item(), 1e-9],
         restart_steps=6,
@@ -122,7 +121,6 @@ def test_rounds_get_what_the_keys_say():
         "first_child_id": 18,
         "lineages": 3,
         "agreement": 25.0,
-        "patience": 4,
         "refinements": 2,
     }
     assert rounds.levels == [2, len(PATH) - 2]

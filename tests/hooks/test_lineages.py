@@ -137,34 +137,6 @@ def test_turned_children_are_the_last_of_each_lineage():
     assert second["conjugated"] == [pair["child"] for pair in second["branched"]][1::2]
 
 
-def test_a_lineage_that_stands_still_begins_anew_from_noise():
-    """Particle 0 is always the best, particle 2 that of its lineage; with patience for one round the second is over."""
-    energy = {0: 0.0, 2: 1.0}
-    hook = lineages(rounds=3, patience=1, mcmc_steps=7)
-    inner = hook.after_levels
-
-    def after_levels(state, info):
-        hook.energy = lambda z, loss: torch.tensor([energy.get(i, 50.0 + i) for i in state.ids])
-        return inner(state, info)
-
-    hook.after_levels = after_levels
-    state, rows, (end,), seen = run(hook)
-    assert [row["fresh"] for row in rows] == [[], [14, 15], []]
-    assert [row["kept"] for row in rows] == [[0, 2], [0], [0, 14]]
-    assert [pair["parent"] for row in rows for pair in row["branched"]] == [0, 0, 2, 2, 0, 0, 0, 0, 14, 14]
-    assert state.ids == [0] and set(end["particle_ids"]) == {0, 14, *(pair["child"] for pair in rows[2]["branched"])}
-    (begun,) = [s for s in seen["before_ode"] if s.ids == [14, 15] and s.step == 0]
-    noise = ParticleStreams(42, 0).normal([14, 15], "renoise", -1, begun.z)
-    torch.testing.assert_close(begun.z, PATH[0] * noise)
-    assert begun.parent_id.tolist() == [-1, -1] and begun.mcmc_steps == 7
-
-
-def test_the_best_lineage_never_begins_anew():
-    _, rows, _, _ = run(lineages(rounds=4, patience=1, energy=lambda z, loss: torch.arange(len(z)) + 0.0))
-    assert all(row["kept"][0] == 0 for row in rows)
-    assert [len(row["fresh"]) for row in rows] == [0, 2, 0, 2]
-
-
 def test_lineages_are_reproducible():
     assert_same(run(lineages())[0], run(lineages())[0])
 
@@ -175,8 +147,6 @@ REFUSED = {
     "zero": ({"restart_lineages": 2, "restart_agreement": 0.0}, "restart_agreement=0: must be greater than 0"),
     "refined": ({"restart_refinements": 2}, "restart_refinements=2: they follow an agreement"),
     "unrefined": ({"restart_refinements": -1}, "restart_refinements=-1: must be at least 0"),
-    "impatient": ({"restart_lineages": 2, "restart_patience": 0}, "restart_patience=0: must be at least 1"),
-    "best": ({"restart_patience": 3}, "restart_patience=3: the best lineage never begins anew"),
     "alone": ({"restart_agreement": 28.0}, "restart_agreement=28: one lineage has none to agree with"),
 }
 
