@@ -74,7 +74,7 @@ def restart_levels(path: torch.Tensor, sigmas: Sequence[float]) -> list[int]:
 
 
 class Restarts(Hook):
-    """Fires ``settings.rounds`` times, each time all particles stand after the last level.
+    """Makes children each time all particles stand after the last level, until ``settings`` say it is enough.
 
     Args:
         prior: decodes the particles.
@@ -132,8 +132,9 @@ class Restarts(Hook):
             self._stop_if_agreed(facts["agreement_db"])
         if self.rounds_done == self.last_round:
             kept = state.lowest(energies, settings.keep)
-            end = {"rounds": self.rounds_done, "agreed": self.agreed, "kept": [state.ids[i] for i in kept]}
-            info.add("restarts_end", **end, **facts)
+            agreed = None if settings.agreement is None else self.agreed
+            ids = [state.ids[i] for i in kept]
+            info.add("restarts_end", rounds=self.rounds_done, agreed=agreed, kept=ids, **facts)
             return state[sorted(kept)]
         return self._next_round(state, families[:1] if self.agreed else families, facts, info)
 

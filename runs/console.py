@@ -134,4 +134,15 @@ def results_table(metrics: dict[str, Any], names: dict[int, str]) -> str:
         a, b, c = (number(raw[k]) for k in ("best_mean", "mean_of_means", "selected_mean"))
         d, e = (number(aligned[k]) for k in ("best_mean", "mean_of_means"))
         lines.append(f"{'mean':<22}{a:>8}{b:>8}{c:>10}{d:>9}{e:>8}")
-    return "\n".join(lines)
+    return "\n".join(lines + agreement_lines(metrics, names))
+
+
+def agreement_lines(metrics: dict[str, Any], names: dict[int, str]) -> list[str]:
+    """How many answers two lineages of restarts agree on, and which they do not; nothing where nobody asked."""
+    ends = {row["image_id"]: row["end"] for row in (metrics["restarts"] or {"per_image": []})["per_image"]}
+    asked = {image_id: end["agreed"] for image_id, end in ends.items() if end and end["agreed"] is not None}
+    if not asked:
+        return []
+    doubtful = [names.get(image_id, str(image_id)) for image_id, agreed in asked.items() if not agreed]
+    lines = [f"two lineages agree on {len(asked) - len(doubtful)} of {len(asked)} answers"]
+    return lines + ([f"no two agree on: {', '.join(doubtful)}"] if doubtful else [])

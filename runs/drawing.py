@@ -9,6 +9,8 @@ from evaluation.metrics import psnr_db
 from runs.plots import Snapshot, contact_sheet, lineage_figure, measurement_picture, save_png, trajectory_figure
 from runs.result import Problem, Result
 
+AGREEMENT = {None: "", True: ": two lineages agree on the answer", False: ": no two lineages agree on the answer"}
+
 
 def draw_result(
     folder: Path,
@@ -32,6 +34,7 @@ def draw_result(
     if result.selection is not None:
         save_png(folder / "samples" / f"{name}_selected.png", answer(result))
     heading = f"{result.problem.name} ({result.problem.origin}), image {result.problem.image_id}"
+    heading += AGREEMENT[result.agreed]
     contact_sheet(folder / "sheets" / f"{name}.png", [sheet_tiles(result)], heading)
     if levels:
         trajectory_figure(folder / "trajectory" / f"{name}.png", levels, accepted_moves(moves))

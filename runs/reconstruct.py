@@ -122,7 +122,8 @@ class Reconstructor:
             scores = self.evaluator(images, problem.truth)
             twins = [row["child"] for row in info.rows.get("twins", [])]
             modes = find_modes(images, problem.truth, scores.aligned["psnr"], [i not in twins for i in ids])
-        return Result(problem, images, loss, ids, state.particle_id[~alive].tolist(), selection, scores, modes)
+        agreed = next((row["agreed"] for row in info.rows.get("restarts_end", [])), None)
+        return Result(problem, images, loss, ids, state.particle_id[~alive].tolist(), selection, scores, modes, agreed)
 
     def _save_floats(self, result: Result) -> None:
         arrays = {"y": result.problem.y, "estimates": result.images}

@@ -44,6 +44,7 @@ class Result:
         selection: the chosen answer, None if every particle diverged.
         scores: metrics against the truth, None without truth or particles.
         modes: labels against the truth, None without truth or particles.
+        agreed: did two lineages of restarts arrive at the answer? None where there was one lineage.
     """
 
     problem: Problem
@@ -54,3 +55,4 @@ class Result:
     selection: Selection | None
     scores: Scores | None
     modes: Modes | None
+    agreed: bool | None = None

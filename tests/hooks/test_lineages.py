@@ -99,7 +99,7 @@ def test_rounds_without_an_agreement_end_unrefined():
 
 def test_without_a_threshold_agreement_is_logged_only():
     _, rows, (end,), _ = run(lineages(agree=always(99.0)))
-    assert len(rows) == 2 and end["agreement_db"] == 99.0
+    assert len(rows) == 2 and end["agreement_db"] == 99.0 and end["agreed"] is None
 
 
 def test_agreement_is_that_of_the_best_image_with_the_nearest_other_lineage():
