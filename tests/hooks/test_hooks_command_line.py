@@ -148,7 +148,9 @@ def test_rounds_and_twins_from_end_to_end(tiny_run):
 
 def test_lineages_from_end_to_end(tiny_run):
     keys = {**OURS, "restart_lineages": 2, "restart_children": 1}
-    _, _, metrics = tiny_run(**keys, restart_agreement=99)
+    folder, outcome, metrics = tiny_run(**keys, restart_agreement=99)
+    assert "no two agree on: " in outcome.out
+    assert (folder / "sheets" / "00000.png").read_text().endswith(": no two lineages agree on the answer")
     (image,) = metrics["restarts"]["per_image"]
     assert [len(row["kept"]) for row in image["rounds"]] == [2, 2]
     end = image["end"]
@@ -158,7 +160,8 @@ def test_lineages_from_end_to_end(tiny_run):
     assert end["energies"][end["particle_ids"].index(winner)] == min(end["energies"])
     assert metrics["optimization"]["per_image"][0]["particle_ids"][0] == winner
 
-    _, _, metrics = tiny_run(**keys, restart_agreement=0.1, name="easy")
+    folder, _, metrics = tiny_run(**keys, restart_agreement=0.1, name="easy")
+    assert (folder / "sheets" / "00000.png").read_text().endswith(": two lineages agree on the answer")
     (image,) = metrics["restarts"]["per_image"]
     assert image["rounds"] == [] and image["end"]["rounds"] == 0
 
