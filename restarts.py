@@ -49,7 +49,8 @@ class RestartSettings:
             its lowest frequencies conjugated (:func:`operators.symmetry_moves.draw_low_band`), if it was a parent
             before.
         lineages: the first particles are divided evenly into so many, in their order; ``keep`` and ``children`` are
-            those of each. After the last round all compete, and ``keep`` particles are left.
+            those of each. After the last round all compete, and ``keep`` particles are left (with one lineage parents
+            and children of the last round stay).
         agreement: no further round once the best particles of two lineages, one of them the best of all, agree to this
             many dB; None: all rounds.
         refinements: rounds of the best lineage alone after two agreed, with plain children.
@@ -105,6 +106,7 @@ class Restarts(Hook):
         self.rounds_done, self.last_round, self.agreed = 0, settings.rounds, False
         self.polished, self.parents = set(), set()
         self.lineage: dict[int, int] = {}
+        self.partner: torch.Tensor | None = None
 
     def before_ode(self, state: State, info: Info) -> State:
         """Children have chains of their own length."""
@@ -128,20 +130,14 @@ class Restarts(Hook):
             "diverged": [i for i, lost in zip(state.ids, state.diverged.tolist(), strict=True) if lost],
         }
         if settings.lineages > 1:
-            facts["agreement_db"] = self._agreement(images, [rows[0] for rows in families])
-            self._stop_if_agreed(facts["agreement_db"])
+            facts["agreement_db"] = self._agreement(images, families)
         if self.rounds_done == self.last_round:
-            kept = state.lowest(energies, settings.keep)
-            agreed = None if settings.agreement is None else self.agreed
-            ids = [state.ids[i] for i in kept]
+            kept = families[0] if self.agreed else state.lowest(energies, settings.keep)
+            asked = settings.agreement is not None and len(set(self.lineage.values())) > 1
+            ids, agreed = [state.ids[i] for i in kept], self.agreed if asked else None
             info.add("restarts_end", rounds=self.rounds_done, agreed=agreed, kept=ids, **facts)
             return state[sorted(kept)]
         return self._next_round(state, families[:1] if self.agreed else families, facts, info)
-
-    def _stop_if_agreed(self, agreement: float | None) -> None:
-        needed = self.settings.agreement
-        if not self.agreed and needed is not None and agreement is not None and agreement >= needed:
-            self.agreed, self.last_round = True, self.rounds_done + self.settings.refinements
 
     def _next_round(self, state: State, families: list[list[int]], facts: dict[str, Any], info: Info) -> State:
         """The best particles of each lineage and, above them, their children."""
@@ -151,7 +147,8 @@ class Restarts(Hook):
         parents = [rows[i % len(rows)] for rows in families for i in range(settings.children)]
         level = state.level.new_full((len(parents),), self.levels[turn])
         children = state.children(parents, settings.first_child_id, level=level)
-        self.lineage.update({pair["child"]: self.lineage[pair["parent"]] for pair in children.births})
+        if settings.lineages > 1:
+            self.lineage.update({pair["child"]: self.lineage[pair["parent"]] for pair in children.births})
         first_turned = settings.children - (0 if self.agreed else settings.conjugated)
         last = [i for i in range(len(parents)) if i % settings.children >= first_turned]
         turned = [i for i in last if state.ids[parents[i]] in self.parents]
@@ -171,18 +168,32 @@ class Restarts(Hook):
 
     def _best_of_lineages(self, state: State, energies: torch.Tensor) -> list[list[int]]:
         """Rows of the best particles of each lineage that has any, the lineage of the best particle first."""
+        if self.settings.lineages == 1:
+            rows = state.lowest(energies, self.settings.keep)
+            return [rows] if rows else []
         if self.rounds_done == 0:
-            self.lineage = {own: i * self.settings.lineages // len(state) for i, own in enumerate(state.ids)}
-        own = torch.tensor([self.lineage[i] for i in state.ids], device=energies.device)
-        numbers = range(self.settings.lineages)
+            first = [own for own, able in zip(state.ids, state.active.tolist(), strict=True) if able]
+            self.lineage = {own: i * self.settings.lineages // len(first) for i, own in enumerate(first)}
+        own = torch.tensor([self.lineage.get(i, -1) for i in state.ids], device=energies.device)
+        numbers = sorted(set(self.lineage.values()))
         best = [state.lowest(energies.where(own == number, torch.inf), self.settings.keep) for number in numbers]
         return sorted((rows for rows in best if rows), key=lambda rows: energies[rows[0]].item())
 
-    def _agreement(self, images: torch.Tensor, best: list[int]) -> float | None:
-        """How well the best image agrees with that of the most similar other lineage; None without another."""
-        if self.agree is None or len(best) < 2:
+    def _agreement(self, images: torch.Tensor, families: list[list[int]]) -> float | None:
+        """How well the best image agrees with that of the most similar other lineage; ends the rounds if well enough.
+
+        After that: with the image of that other lineage, which is not in the state any more. None without another.
+        """
+        best = [rows[0] for rows in families]
+        if self.agree is None or (len(best) < 2 and self.partner is None):
             return None
-        return self.agree(images[best[:1]], images[best[1:]]).max().item()
+        others = images[best[1:]] if self.partner is None else self.partner
+        found = self.agree(images[best[:1]], others)
+        agreement, needed = found.max().item(), self.settings.agreement
+        if not self.agreed and needed is not None and agreement >= needed:
+            self.agreed, self.last_round = True, self.rounds_done + self.settings.refinements
+            self.partner = others[found.argmax()][None]
+        return agreement
 
     def _conjugate(self, children: State, turned: list[int]) -> State:
         """The children, those in the rows ``turned`` with a band of the other twin."""

@@ -101,7 +101,6 @@ def agreement_db(x: torch.Tensor, other: torch.Tensor, symmetries: Sequence[Symm
 
     Needs no truth: two independent reconstructions that agree vouch for each other.
     """
-    x, other = x.clamp(-1, 1), other.clamp(-1, 1)
     return torch.stack([psnr_db(symmetry.apply(other), x) for symmetry in symmetries]).amax(0)
 
 

@@ -138,11 +138,11 @@ def results_table(metrics: dict[str, Any], names: dict[int, str]) -> str:
 
 
 def agreement_lines(metrics: dict[str, Any], names: dict[int, str]) -> list[str]:
-    """How many answers two lineages of restarts agree on, and which they do not; nothing where nobody asked."""
+    """In how many images two lineages of restarts agreed, and in which not; nothing where nobody asked."""
     ends = {row["image_id"]: row["end"] for row in (metrics["restarts"] or {"per_image": []})["per_image"]}
     asked = {image_id: end["agreed"] for image_id, end in ends.items() if end and end["agreed"] is not None}
     if not asked:
         return []
     doubtful = [names.get(image_id, str(image_id)) for image_id, agreed in asked.items() if not agreed]
-    lines = [f"two lineages agree on {len(asked) - len(doubtful)} of {len(asked)} answers"]
-    return lines + ([f"no two agree on: {', '.join(doubtful)}"] if doubtful else [])
+    lines = [f"two lineages agreed in {len(asked) - len(doubtful)} of {len(asked)} images"]
+    return lines + ([f"no two agreed in: {', '.join(doubtful)}"] if doubtful else [])

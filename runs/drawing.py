@@ -9,7 +9,7 @@ from evaluation.metrics import psnr_db
 from runs.plots import Snapshot, contact_sheet, lineage_figure, measurement_picture, save_png, trajectory_figure
 from runs.result import Problem, Result
 
-AGREEMENT = {None: "", True: ": two lineages agree on the answer", False: ": no two lineages agree on the answer"}
+AGREEMENT = {None: "", True: ": two lineages agreed", False: ": no two lineages agreed"}
 
 
 def draw_result(

@@ -8,6 +8,9 @@ import symmetry
 from runs.checks import Checks
 from runs.hook_settings import FEATURES, STARTS, HookKeys
 
+MAX_PSNR_DB = 80.0
+"""Of equal images, see :func:`evaluation.metrics.psnr_db`."""
+
 
 def check_hooks(keys: HookKeys, num_samples: int, checks: Checks) -> None:
     """Report every value that no hook could run with."""
@@ -75,8 +78,10 @@ def _check_restarts(keys: HookKeys, num_samples: int, checks: Checks) -> None:
         keys.restart_lineages <= num_samples,
         f"restart_lineages={keys.restart_lineages}: there are only num_samples={num_samples} particles",
     )
+    if keys.restart_rounds > 0 and keys.restart_lineages > 1:
+        _check_apart(keys, checks)
     if keys.restart_agreement is not None:
-        checks.number("restart_agreement", keys.restart_agreement, 0, open_low=True)
+        checks.number("restart_agreement", keys.restart_agreement, 0, MAX_PSNR_DB, open_low=True)
         checks.require(
             keys.restart_lineages > 1,
             f"restart_agreement={keys.restart_agreement:g}: one lineage has none to agree with; use "
@@ -94,6 +99,21 @@ def _check_restarts(keys: HookKeys, num_samples: int, checks: Checks) -> None:
         keys.restart_polish == 0 or keys.optimization_prior_sigma > 0,
         f"restart_polish={keys.restart_polish}: polishing is posterior optimisation; it needs "
         "optimization_prior_sigma > 0",
+    )
+
+
+def _check_apart(keys: HookKeys, checks: Checks) -> None:
+    """Lineages that exchange particles would agree with themselves."""
+    exchanges = {
+        f"resample_sigma={keys.resample_sigma:g}": keys.resample_sigma > 0,
+        f"pruning_branch={keys.pruning_branch:g}": keys.pruning_step >= 0 and keys.pruning_branch > 0,
+        "symmetry_moves with crossover": "crossover" in keys.symmetry_moves,
+    }
+    for asked, on in exchanges.items():
+        checks.require(not on, f"{asked}: it copies particles from lineage to lineage; use restart_lineages=1")
+    checks.require(
+        keys.pruning_step < 0 or keys.pruning_keep >= keys.restart_lineages,
+        f"pruning_keep={keys.pruning_keep}: leaves fewer particles than restart_lineages={keys.restart_lineages}",
     )
 
 

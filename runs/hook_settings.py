@@ -71,7 +71,8 @@ class RestartKeys:
         restart_keep: parents of each round, the best by ``restart_rule``; the others are dropped.
         restart_rule: what particles compete by for the next round. ``loss``: the data loss; ``posterior``: with the
             prior's energy, ``loss / (2 tau^2) - log p`` in nats, tau from ``optimization_tau``. Who is left after the
-            last round stays; ``optimization_best`` chooses among them by the data loss.
+            last round of one lineage stays; ``optimization_best`` chooses among them by the data loss. Several lineages
+            compete by this rule after the last round too.
         restart_children: particles that are annealed again in each round.
         restart_lineages: the particles are divided into so many lineages that compete only within themselves until the
             rounds end; ``restart_keep`` and ``restart_children`` are those of each.

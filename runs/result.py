@@ -44,7 +44,7 @@ class Result:
         selection: the chosen answer, None if every particle diverged.
         scores: metrics against the truth, None without truth or particles.
         modes: labels against the truth, None without truth or particles.
-        agreed: did two lineages of restarts arrive at the answer? None where there was one lineage.
+        agreed: did two lineages of restarts agree? None where nobody asked or there was one lineage.
     """
 
     problem: Problem

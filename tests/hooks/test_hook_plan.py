@@ -140,6 +140,18 @@ def test_rounds_get_what_the_keys_say():
     assert rounds.energy is None and rounds.polish is None and rounds.agree is None
 
 
+def test_lineages_that_show_opposite_twins_agree():
+    plan = build_hook_plan(RunSettings(restart_rounds=1, restart_lineages=2), problem()[0], PhaseRetrieval(), PATH, CPU)
+    rounds = next(
+        h for h in plan.hooks(PhaseRetrieval()(torch.zeros(1, 3, 8, 8)), PhaseClock(CPU)) if isinstance(h, Restarts)
+    )
+    x = normal(1, 3, 8, 8, dtype=torch.float32).clamp(-1, 1)
+    assert rounds.agree(x, torch.cat([x.flip((-2, -1)), -x])).tolist() == [
+        pytest.approx(80.0),
+        pytest.approx(0.0, abs=10),
+    ]
+
+
 def test_polish_belongs_to_no_level(monkeypatch):
     """Seconds of the polish between two rounds are not those of the round's first level."""
     now = [1.0]

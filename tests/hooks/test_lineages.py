@@ -42,11 +42,13 @@ def founders(rows, of):
     return line
 
 
-def test_one_lineage_is_the_plain_hook_but_for_the_last_comparison():
-    """With one lineage parent and children of the last round all stay, as the final optimisation expects them."""
-    plain, alone = restarted_run(lineages(count=1))[0], run(lineages(count=1))
-    assert_same(alone[0], plain)
-    assert alone[2] == [] and len(plain) == 3
+def test_with_one_lineage_parent_and_children_of_the_last_round_stay():
+    """The final optimisation chooses among them; nothing is asked of an agreement."""
+    plain = losses(restarted_run()[0])
+    state, rows, ends, _ = run(lineages(rounds=1, count=1, agree=always(99.0), agreement=1.0))
+    best = plain.index(min(plain))
+    assert [row["kept"] for row in rows] == [[best]] and state.ids == [best, 8, 9]
+    assert ends == [] and "agreement_db" not in rows[0]
 
 
 def test_particles_compete_within_their_lineage():
@@ -79,17 +81,30 @@ def test_two_lineages_that_agree_end_the_rounds():
 
 
 def test_the_best_lineage_is_refined_after_an_agreement():
-    """Two rounds more, of plain children of the best lineage alone, and no second agreement is needed."""
-    dbs = iter([30.0])
-    hook = lineages(
-        rounds=9, agreement=28.0, refinements=2, conjugated=2, agree=lambda x, other: torch.tensor([next(dbs)])
-    )
+    """Two rounds more of its plain children; what comes of them is compared with the image that agreed."""
+    seen = []
+
+    def agree(x, other):
+        seen.append((x, other))
+        return torch.full((len(other),), 30.0 - 9 * len(seen) + 9)
+
+    hook = lineages(rounds=9, count=3, agreement=28.0, refinements=2, conjugated=2, agree=agree)
     hook.energy = lambda z, loss: torch.arange(len(z)) + 0.0
     state, rows, (end,), _ = run(hook)
     assert [row["kept"] for row in rows] == [[0], [0]] and state.ids == [0]
     assert [row["conjugated"] for row in rows] == [[], []]
-    assert [row["agreement_db"] for row in [*rows, end]] == [30.0, None, None]
+    assert [row["agreement_db"] for row in [*rows, end]] == [30.0, 21.0, 12.0]
     assert (end["rounds"], end["agreed"], len(end["particle_ids"])) == (2, True, 3)
+    first, *later = (other for _, other in seen)
+    assert len(first) == 2 and all(torch.equal(other, first[:1]) for other in later)
+
+
+def test_only_the_lineage_that_agreed_is_left():
+    """Though a particle of another lineage has a lower energy than its second best."""
+    hook = lineages(count=2, keep=2, agree=always(30.0), agreement=28.0)
+    hook.energy = lambda z, loss: torch.tensor([0.0, 9.0, 1.0, 2.0])
+    state, rows, (end,), _ = run(hook)
+    assert (rows, state.ids, end["kept"]) == ([], [0, 1], [0, 1])
 
 
 def test_rounds_without_an_agreement_end_unrefined():
@@ -120,11 +135,18 @@ def test_agreement_is_that_of_the_best_image_with_the_nearest_other_lineage():
     assert end["agreement_db"] == 5.0
 
 
-def test_a_lineage_that_diverged_is_gone_and_the_others_go_on():
-    state, rows, (end,), _ = run(lineages(agree=always(99.0), agreement=1.0), Spoil("diverged", [0, 1]))
-    assert {i // 2 for i in founders(rows, state.ids)} == {1}
-    assert rows[0]["diverged"] == [0, 1] and len(rows) == 2
-    assert {row["agreement_db"] for row in [*rows, end]} == {None}
+@pytest.mark.parametrize("field", ["diverged", "masked"])
+def test_particles_that_are_out_belong_to_no_lineage(field):
+    state, rows, (end,), _ = run(lineages(agree=always(20.0), agreement=28.0), Spoil(field, [0, 1]))
+    assert sorted(rows[0]["kept"]) == [2, 3]
+    assert rows[0]["diverged"] == ([0, 1] if field == "diverged" else [])
+    assert end["agreed"] is False and founders(rows, state.ids)[0] in (2, 3)
+
+
+def test_a_lone_particle_has_nobody_to_agree_with():
+    _, rows, (end,), _ = run(lineages(agree=always(99.0), agreement=1.0), Spoil("diverged", [0, 1, 3]))
+    assert len(rows) == 2 and {row["agreement_db"] for row in [*rows, end]} == {None}
+    assert end["agreed"] is None
 
 
 def test_turned_children_are_the_last_of_each_lineage():
@@ -144,6 +166,17 @@ def test_lineages_are_reproducible():
 REFUSED = {
     "none": ({"restart_lineages": 0}, "restart_lineages=0: must be at least 1"),
     "too many": ({"restart_lineages": 5}, "restart_lineages=5: there are only num_samples=4 particles"),
+    "high": ({"restart_lineages": 2, "restart_agreement": 81.0}, "restart_agreement=81: .* at most 80"),
+    "copies": ({"restart_lineages": 2, "resample_sigma": 0.5}, "resample_sigma=0.5: it copies particles from lineage"),
+    "branches": (
+        {"restart_lineages": 2, "pruning_step": 400, "pruning_branch": 3.0},
+        "pruning_branch=3: it copies particles from lineage",
+    ),
+    "crossed": ({"restart_lineages": 2, "symmetry_moves": ["crossover"]}, "crossover: it copies particles from"),
+    "pruned": (
+        {"restart_lineages": 3, "pruning_step": 400, "pruning_keep": 2},
+        "pruning_keep=2: leaves fewer particles than restart_lineages=3",
+    ),
     "zero": ({"restart_lineages": 2, "restart_agreement": 0.0}, "restart_agreement=0: must be greater than 0"),
     "refined": ({"restart_refinements": 2}, "restart_refinements=2: they follow an agreement"),
     "unrefined": ({"restart_refinements": -1}, "restart_refinements=-1: must be at least 0"),

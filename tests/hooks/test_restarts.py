@@ -164,6 +164,22 @@ def test_no_child_is_turned_unless_asked_for():
     assert row["conjugated"] == []
 
 
+class Copy(Hook):
+    """Gives every particle of a last level a new id, as resampling does."""
+
+    def before_renoise(self, state, info):
+        if state.step < LEVELS - 1:
+            return state
+        ids = state.next_id + torch.arange(len(state))
+        return dataclasses.replace(state, particle_id=ids, parent_id=state.particle_id, next_id=int(ids[-1]) + 1)
+
+
+def test_copies_that_another_hook_makes_compete_too():
+    _, (first, second), _ = restarted_run(Copy(), restarts(rounds=2))
+    born = {pair["child"] for pair in first["branched"]} | set(first["kept"])
+    assert len(set(second["particle_ids"]) - born) == 3 and len(second["kept"]) == 1
+
+
 def test_a_run_of_two_rounds_is_reproducible():
     assert_same(restarted_run(restarts(rounds=2))[0], restarted_run(restarts(rounds=2))[0])
 

@@ -129,13 +129,13 @@ def test_a_diverged_image_counts_in_no_mean():
     assert "1 " in results_table(metrics, {})
 
 
-def test_the_table_says_which_answers_no_two_lineages_agree_on():
+def test_the_table_says_in_which_images_no_two_lineages_agreed():
     def ended(image_id, agreed):
         return record(image_id) | {"restarts": [], "restarts_end": {"agreed": agreed}}
 
     table = results_table(built(ended(0, True), ended(1, False), ended(2, False)), {1: "tom"})
-    assert table.endswith("two lineages agree on 1 of 3 answers\nno two agree on: tom, 2")
-    assert results_table(built(ended(0, True)), {}).endswith("\ntwo lineages agree on 1 of 1 answers")
+    assert table.endswith("two lineages agreed in 1 of 3 images\nno two agreed in: tom, 2")
+    assert results_table(built(ended(0, True)), {}).endswith("\ntwo lineages agreed in 1 of 1 images")
     assert "agree" not in results_table(built(record(0), ended(1, None)), {})
 
 
