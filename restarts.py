@@ -103,10 +103,15 @@ class Restarts(Hook):
         self.prior, self.operator, self.settings = prior, operator, settings
         self.polish, self.energy, self.agree = polish, energy, agree
         self.levels, self.path = restart_levels(path, settings.sigmas), path.tolist()
-        self.rounds_done, self.last_round, self.agreed = 0, settings.rounds, False
+        self.rounds_done, self.last_round = 0, settings.rounds
         self.polished, self.parents = set(), set()
         self.lineage: dict[int, int] = {}
-        self.partner: torch.Tensor | None = None
+        self.partner: torch.Tensor | None = None  # the image that the best one agreed with
+
+    @property
+    def agreed(self) -> bool:
+        """Two lineages have agreed."""
+        return self.partner is not None
 
     def before_ode(self, state: State, info: Info) -> State:
         """Children have chains of their own length."""
@@ -130,7 +135,7 @@ class Restarts(Hook):
             "diverged": [i for i, lost in zip(state.ids, state.diverged.tolist(), strict=True) if lost],
         }
         if settings.lineages > 1:
-            facts["agreement_db"] = self._agreement(images, families)
+            facts["agreement_db"] = self._look_for_agreement(images, [rows[0] for rows in families])
         if self.rounds_done == self.last_round:
             kept = families[0] if self.agreed else state.lowest(energies, settings.keep)
             asked = settings.agreement is not None and len(set(self.lineage.values())) > 1
@@ -147,8 +152,7 @@ class Restarts(Hook):
         parents = [rows[i % len(rows)] for rows in families for i in range(settings.children)]
         level = state.level.new_full((len(parents),), self.levels[turn])
         children = state.children(parents, settings.first_child_id, level=level)
-        if settings.lineages > 1:
-            self.lineage.update({pair["child"]: self.lineage[pair["parent"]] for pair in children.births})
+        self.lineage.update({pair["child"]: self.lineage.get(pair["parent"], 0) for pair in children.births})
         first_turned = settings.children - (0 if self.agreed else settings.conjugated)
         last = [i for i in range(len(parents)) if i % settings.children >= first_turned]
         turned = [i for i in last if state.ids[parents[i]] in self.parents]
@@ -168,31 +172,27 @@ class Restarts(Hook):
 
     def _best_of_lineages(self, state: State, energies: torch.Tensor) -> list[list[int]]:
         """Rows of the best particles of each lineage that has any, the lineage of the best particle first."""
-        if self.settings.lineages == 1:
-            rows = state.lowest(energies, self.settings.keep)
-            return [rows] if rows else []
         if self.rounds_done == 0:
             first = [own for own, able in zip(state.ids, state.active.tolist(), strict=True) if able]
             self.lineage = {own: i * self.settings.lineages // len(first) for i, own in enumerate(first)}
-        own = torch.tensor([self.lineage.get(i, -1) for i in state.ids], device=energies.device)
-        numbers = sorted(set(self.lineage.values()))
+        # with one lineage copies that another hook made belong to it too; several refuse such hooks
+        own = torch.tensor([self.lineage.get(i, 0) for i in state.ids], device=energies.device)
+        numbers = range(self.settings.lineages)
         best = [state.lowest(energies.where(own == number, torch.inf), self.settings.keep) for number in numbers]
         return sorted((rows for rows in best if rows), key=lambda rows: energies[rows[0]].item())
 
-    def _agreement(self, images: torch.Tensor, families: list[list[int]]) -> float | None:
-        """How well the best image agrees with that of the most similar other lineage; ends the rounds if well enough.
+    def _look_for_agreement(self, images: torch.Tensor, best: list[int]) -> float | None:
+        """How well the best image agrees with that of the most similar other lineage; sets the end if well enough.
 
-        After that: with the image of that other lineage, which is not in the state any more. None without another.
+        Once two agreed: with the other's image of then, which is not in the state any more. None without another.
         """
-        best = [rows[0] for rows in families]
-        if self.agree is None or (len(best) < 2 and self.partner is None):
-            return None
         others = images[best[1:]] if self.partner is None else self.partner
+        if self.agree is None or len(others) == 0:
+            return None
         found = self.agree(images[best[:1]], others)
         agreement, needed = found.max().item(), self.settings.agreement
         if not self.agreed and needed is not None and agreement >= needed:
-            self.agreed, self.last_round = True, self.rounds_done + self.settings.refinements
-            self.partner = others[found.argmax()][None]
+            self.partner, self.last_round = others[found.argmax()][None], self.rounds_done + self.settings.refinements
         return agreement
 
     def _conjugate(self, children: State, turned: list[int]) -> State:

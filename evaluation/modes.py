@@ -99,7 +99,7 @@ def _fits(c_odd: list[float], c_even: list[float]) -> list[tuple[float, float]]:
 def agreement_db(x: torch.Tensor, other: torch.Tensor, symmetries: Sequence[Symmetry]) -> torch.Tensor:
     """PSNR between image ``x`` ``(1, C, H, W)`` and each of ``other`` ``(P, C, H, W)``, turned by the best symmetry.
 
-    Needs no truth: two independent reconstructions that agree vouch for each other.
+    With two independent reconstructions it needs no truth: where they agree they vouch for each other.
     """
     return torch.stack([psnr_db(symmetry.apply(other), x) for symmetry in symmetries]).amax(0)
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from evaluation.metrics import psnr_db
+from evaluation.modes import agreement_db
 from runs.plots import Snapshot, contact_sheet, lineage_figure, measurement_picture, save_png, trajectory_figure
 from runs.result import Problem, Result
 
@@ -81,8 +81,7 @@ def ancestor_title(problem: Problem, particle: int, image: torch.Tensor) -> str:
     """With the PSNR of the better twin where there is a truth."""
     if problem.truth is None:
         return f"particle {particle}"
-    twins = (symmetry.apply(image[None].clamp(-1, 1)) for symmetry in problem.operator.symmetries())
-    aligned = max(psnr_db(twin, problem.truth).item() for twin in twins)
+    aligned = agreement_db(problem.truth, image[None], problem.operator.symmetries()).item()
     return f"particle {particle}\naligned {aligned:.1f} dB"
 
 

@@ -2,23 +2,18 @@
 
 import pytest
 import torch
-from sampler_support import LEVELS, SIGMA_MAX, SIGMA_MIN, Recorder, assert_same, loop, measurement, problem, settings
-from test_restarts import IDS, MIDDLE, Spoil, losses, restarted_run
+from sampler_support import LEVELS, Recorder, assert_same, loop, measurement, problem, settings
+from test_restarts import IDS, Spoil, losses, restarted_run, restarts
 
-from diffusion.paths import edm_path
-from restarts import Restarts, RestartSettings
 from runs.checks import SettingsError
 from runs.rng import ParticleStreams
 from runs.settings import RunSettings
 from runs.validation import validate
 from sampler import Info
 
-PATH = edm_path(LEVELS, SIGMA_MAX, SIGMA_MIN)
-
 
 def lineages(rounds=2, count=2, agree=None, energy=None, **changes):
-    values = {"keep": 1, "children": 2, "sigmas": (MIDDLE,), "first_child_id": 8, "lineages": count} | changes
-    return Restarts(*problem(), RestartSettings(rounds, **values), PATH, None, energy, agree)
+    return restarts(rounds, None, energy, agree, **({"children": 2, "lineages": count} | changes))
 
 
 def always(db):
@@ -86,7 +81,7 @@ def test_the_best_lineage_is_refined_after_an_agreement():
 
     def agree(x, other):
         seen.append((x, other))
-        return torch.full((len(other),), 30.0 - 9 * len(seen) + 9)
+        return torch.full((len(other),), 39.0 - 9 * len(seen))
 
     hook = lineages(rounds=9, count=3, agreement=28.0, refinements=2, conjugated=2, agree=agree)
     hook.energy = lambda z, loss: torch.arange(len(z)) + 0.0

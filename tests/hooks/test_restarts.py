@@ -28,9 +28,9 @@ IDS = [0, 1, 2, 3]
 MIDDLE = PATH[2].item()
 
 
-def restarts(rounds=1, polish=None, energy=None, **changes):
+def restarts(rounds=1, polish=None, energy=None, agree=None, **changes):
     values = {"keep": 1, "children": 3, "sigmas": (MIDDLE,), "first_child_id": 8} | changes
-    return Restarts(*problem(), RestartSettings(rounds, **values), PATH, polish, energy)
+    return Restarts(*problem(), RestartSettings(rounds, **values), PATH, polish, energy, agree)
 
 
 def restarted_run(*hooks, ids=IDS):
