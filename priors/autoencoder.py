@@ -80,29 +80,44 @@ class KLAutoencoder(nn.Module):
 class LatentAutoencoder(nn.Module):
     r"""Diffusers' ``VQModel`` or ``AutoencoderKL`` as it stands in latent diffusion checkpoints.
 
-    .. math:: z = s \, E(x), \qquad x = D(z / s)
+    .. math:: z = s \, (E(x) - m) / \ell, \qquad x = D(z \ell / s + m)
 
-    ``E`` is the encoder before quantisation (VQ) or the posterior mean (KL); Rombach et al. 2022. VQ-f4 has s = 1.
+    ``E`` is the encoder before quantisation (VQ) or the posterior mean (KL); Rombach et al. 2022. VQ-f4 has s = 1;
+    most networks have no m and no l.
 
     Args:
         network: the diffusers network.
         scale: ``s``.
         quantize: replace latents by their nearest code inside decode (VQ only), with the straight-through gradient.
+        mean: ``(c,)``, diffusers' ``latents_mean`` plus ``shift_factor``; None: 0, with no operation.
+        std: ``(c,)``, diffusers' ``latents_std``; None: 1, with no operation.
     """
 
-    def __init__(self, network: VQModel | AutoencoderKL, scale: float, quantize: bool = False) -> None:
+    def __init__(
+        self,
+        network: VQModel | AutoencoderKL,
+        scale: float,
+        quantize: bool = False,
+        mean: torch.Tensor | None = None,
+        std: torch.Tensor | None = None,
+    ) -> None:
         super().__init__()
         self.network, self.scale, self.quantize = network, scale, quantize
         self.discrete = isinstance(network, VQModel)
+        for name, value in (("mean", mean), ("std", std)):
+            self.register_buffer(name, None if value is None else value.reshape(1, -1, 1, 1).clone())
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
         """``(B, C, H, W)`` in [-1, 1] -> ``(B, c, h, w)``."""
         code = self.network.encode(x.to(self.network.dtype))
-        return self.scale * (code.latents if self.discrete else code.latent_dist.mean).to(x.dtype)
+        latents = (code.latents if self.discrete else code.latent_dist.mean).to(x.dtype)
+        latents = latents if self.mean is None else latents - self.mean
+        return self.scale * (latents if self.std is None else latents / self.std)
 
     def decode(self, z: torch.Tensor) -> torch.Tensor:
         """``(B, c, h, w)`` -> image ``(B, C, H, W)``, nominally in [-1, 1], not clamped."""
-        code = (z / self.scale).to(self.network.dtype)
+        code = (z if self.std is None else z * self.std) / self.scale
+        code = (code if self.mean is None else code + self.mean).to(self.network.dtype)
         options = {"force_not_quantize": not self.quantize} if self.discrete else {}
         return self.network.decode(code, **options).sample.to(z.dtype)
 

@@ -45,6 +45,7 @@ class Card:
         bytes: exact size of ``file``, where known.
         sha256: of ``file``, where known; else recorded at the first download.
         becomes: folder that ``tools/convert_checkpoint.py`` makes of it.
+        family: the ``--family`` of that conversion.
         model: ``model=`` that reads it.
         range: smallest and largest value of its images.
         schedule: ``linear`` or ``scaled_linear`` with first beta, last beta and number of timesteps.
@@ -70,6 +71,7 @@ class Card:
     bytes: int | None = None
     sha256: str | None = None
     becomes: str | None = None
+    family: str | None = None
     model: str | None = None
     range: str | None = None
     schedule: str | None = None
@@ -181,8 +183,41 @@ def problem_with_file(card: Card) -> str | None:
     return None
 
 
+def refuse_known_file(path: Path) -> None:
+    """A weight file that a card describes must be what the card, or its first download, says.
+
+    Raises:
+        PriorError: it is another one.
+    """
+    for card in read_cards().values():
+        own = card.path()
+        if own is None or not own.is_file() or not path.samefile(own):
+            continue
+        if (problem := problem_with_file(card)) is not None:
+            raise PriorError(f"{path} {problem}: delete it, then: {card.command()}")
+
+
+def record_checksum(card: Card) -> None:
+    """Note the checksum of a file that was just used and of which none is known (trust on first use).
+
+    From then on :func:`problem_with_file` and ``download.sh`` compare it. A folder that cannot be written is no error.
+    """
+    folder, path = cache_folder(), card.path()
+    if card.sha256 is not None or _recorded(path) is not None:
+        return
+    name = path.absolute()
+    name = name.relative_to(folder) if name.is_relative_to(folder) else name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / CHECKSUMS).open("a") as file:
+            file.write(f"{sha256_of(path)}  {name}\n")
+    except OSError:
+        pass
+
+
 def _recorded(path: Path) -> str | None:
     """The checksum of a file's first download: in the cache folder, or beside the file that a link leads to."""
     target = path.resolve()
-    folders = {cache_folder().resolve(), target.parent}
-    return next((sums[str(target)] for sums in map(recorded_checksums, folders) if str(target) in sums), None)
+    folders = (cache_folder().resolve(), cache_folder(), target.parent)
+    sums = {name: known for folder in folders for name, known in recorded_checksums(folder).items()}
+    return sums.get(str(target)) or sums.get(str(path.absolute()))

@@ -26,13 +26,30 @@ def choose_class(folder: CheckpointFolder, count: int, class_id: int | None) -> 
     Raises:
         PriorError: the class is out of range, or none is given and there is no null class.
     """
-    null = folder.card.get("null_class", 1000 if count == 1001 else None)
-    chosen = null if class_id is None else class_id
+    chosen = _null(folder, count) if class_id is None else class_id
     if chosen is None:
         raise PriorError(f"model.class_id is not set: {folder.name} knows no null class; choose 0 to {count - 1}")
     if not 0 <= chosen < count:
         raise PriorError(f"model.class_id={chosen}: {folder.name} knows the classes 0 to {count - 1}")
     return chosen
+
+
+def _null(folder: CheckpointFolder, count: int) -> int | None:
+    return folder.card.get("null_class", 1000 if count == 1001 else None)
+
+
+def null_class(folder: CheckpointFolder, count: int, options: LoadOptions) -> int:
+    """The class that guidance leads away from.
+
+    Raises:
+        PriorError: there is none.
+    """
+    if _null(folder, count) is None:
+        raise PriorError(
+            f"model.guidance_scale={options.guidance_scale:g}: {folder.name} knows no null class to guide away from;"
+            " leave it out"
+        )
+    return choose_class(folder, count, None)
 
 
 def refuse_conditions(folder: CheckpointFolder, options: LoadOptions, *names: str) -> None:

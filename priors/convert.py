@@ -8,7 +8,8 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,58 +18,20 @@ from diffusers import DDIMScheduler
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from priors.cards import read_cards
+from priors.conversion.card import CARD, Card, read_card
 from priors.conversion.checkpoint import read_state_dict, sha256
-from priors.conversion.families import FAMILIES, noise_schedule, read_options, recognise
+from priors.conversion.facts import Facts, Known, find_facts, is_published
+from priors.conversion.families import FAMILIES, read_options, recognise
 from priors.conversion.mapping import State, shapes_of
-from priors.conversion.parts import Contents, Part, read_latent, read_pixel
+from priors.conversion.parts import Contents, Part, read_latent, read_layout, read_pixel
+from priors.conversion.unet_mapping import unequal_heads
 from priors.prior import PriorError
 
-CARD, UNET, VAE, SCHEDULER, CLASSES = "card.json", "unet", "vae", "scheduler", "class_embedding.safetensors"
+UNET, VAE, SCHEDULER, CLASSES = "unet", "vae", "scheduler", "class_embedding.safetensors"
+__all__ = ["Card", "convert_checkpoint", "read_card"]
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 IDENTITY = ("family", "source_sha256", "ema", "architecture")
-
-
-@dataclass(frozen=True)
-class Card:
-    """What a converted folder holds and where it comes from.
-
-    Attributes:
-        family: a name of ``FAMILIES``.
-        source_file: name of the checkpoint.
-        source_sha256: of the checkpoint.
-        ema: the U-Net's weights are those under ``model_ema`` (guided diffusion publishes only one set: false).
-        architecture: what was said beyond the family's values.
-        source_keys: keys in the checkpoint: used and dropped.
-        used_keys: keys that were read.
-        dropped: prefix -> number of keys left out.
-        reasons: prefix -> why they were.
-        dropped_rows: key -> ``[first, end)`` of the output channels left out (learned variance).
-        parameters: network -> number of parameters.
-        image_range: of the images that the networks see.
-        image_size: side in pixels.
-        latent_scale: latents of the U-Net = this times those of the first stage.
-        num_classes: rows of the class embedding, or None.
-        null_class: the class that means "none" (the last of latent diffusion's 1001), or None.
-        learned_sigma: the original predicts a variance, which is dropped.
-    """
-
-    family: str
-    source_file: str
-    source_sha256: str
-    ema: bool
-    architecture: dict[str, Any]
-    source_keys: int
-    used_keys: int
-    dropped: dict[str, int]
-    reasons: dict[str, str]
-    dropped_rows: dict[str, list[int]]
-    parameters: dict[str, int]
-    image_range: list[int]
-    image_size: int
-    latent_scale: float
-    num_classes: int | None
-    null_class: int | None
-    learned_sigma: bool
 
 
 def convert_checkpoint(
@@ -86,10 +49,12 @@ def convert_checkpoint(
     Args:
         source: PyTorch checkpoint or safetensors of a family in ``FAMILIES``.
         target: folder to create; one that holds the same conversion is left as it is.
-        family: None: recognised from keys and shapes.
+        family: the published model that the file is, or None: only its layout is recognised, from keys and shapes.
         ema: use averaged weights where a family has them.
-        architecture: what shapes do not tell, where it differs from the published model: ``image_size``,
-            ``num_head_channels`` or ``num_heads``, ``attention_order`` (``legacy`` or ``new``).
+        architecture: what the tensors do not tell, where it is not a published model or differs from it:
+            ``image_size``, ``num_head_channels`` or ``num_heads``, ``attention_order`` (``legacy`` or ``new``),
+            ``beta_schedule`` (``linear``, ``scaled_linear`` or ``cosine``) with ``beta_start``, ``beta_end`` and
+            ``num_train_timesteps``, ``prediction_type`` and ``null_class`` (an index or ``none``).
         report: called with a line before each long step.
 
     Returns:
@@ -97,57 +62,72 @@ def convert_checkpoint(
 
     Raises:
         PriorError: the file cannot be read safely, is of no known family, or keys are missing, unexpected, misshapen
-            or not finite; or ``target`` exists and holds something else.
+            or not finite; a fact is told by nothing; or ``target`` exists and holds something else.
     """
     source, target = Path(source), Path(target)
     if os.path.lexists(target):
         _existing_card(target)
     report(f"opening {source}")
     state = read_state_dict(source)
+    digest = cache(lambda: _digest(source, report))
     try:
         name = recognise(shapes_of(state), family)
-        contents, size = _read(state, name, ema, architecture)
-        schedule = noise_schedule(FAMILIES[name], contents.betas)
+        contents, facts = _read(state, name, family is not None, ema, architecture, digest)
     except PriorError as error:
         raise PriorError(f"{source}: {error}") from error
-    report(f"{name}: {len(state)} keys fit; reading the file's SHA-256")
-    card = _card(source, name, contents, len(state), dict(architecture or {}), size)
+    report(f"{name}: {len(state)} keys fit")
+    card = _card(source, name, contents, facts, len(state), dict(architecture or {}), digest())
     if os.path.lexists(target):
         return _existing(target, card)
     try:
-        _write(target, contents, schedule, card, report)
+        _write(target, contents, card, report)
     except PriorError as error:
         raise PriorError(f"{source}: {error}") from error
     return card
 
 
-def read_card(folder: Path) -> Card:
-    """The card of a converted folder.
-
-    Raises:
-        PriorError: there is none, or it is damaged.
-    """
-    path = folder / CARD
-    try:
-        return Card(**json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise PriorError(f"{path} is no card of a converted checkpoint: {error}") from error
+def _digest(source: Path, report: Callable[[str], None]) -> str:
+    report("reading the file's SHA-256")
+    return sha256(source)
 
 
-def _read(state: State, name: str, ema: bool, architecture: Mapping[str, Any] | None) -> tuple[Contents, int]:
-    family = FAMILIES[name]
-    options = read_options(family, architecture)
-    contents = read_latent(state, family, options, ema) if family.latent else read_pixel(state, options)
-    return contents, options.image_size
+def _read(
+    state: State,
+    name: str,
+    asked: bool,
+    ema: bool,
+    architecture: Mapping[str, Any] | None,
+    digest: Callable[[], str],
+) -> tuple[Contents, Facts]:
+    family, options = FAMILIES[name], read_options(architecture)
+    layout = read_layout(state, family)
+    known = Known(name, asked, is_published(layout, name), lambda: _is_published_file(name, digest))
+    facts = find_facts(layout, options, known)
+    if family.latent:
+        return read_latent(state, family, layout, facts, ema), facts
+    return read_pixel(state, layout, facts), facts
 
 
-def _card(source: Path, family: str, contents: Contents, keys: int, architecture: dict[str, Any], size: int) -> Card:
+def _is_published_file(name: str, digest: Callable[[], str]) -> bool:
+    sums = [card.sha256 for card in read_cards().values() if card.family == name and card.sha256]
+    return bool(sums) and digest() in sums
+
+
+def _card(
+    source: Path,
+    family: str,
+    contents: Contents,
+    facts: Facts,
+    keys: int,
+    architecture: dict[str, Any],
+    digest: str,
+) -> Card:
     parts = {UNET: contents.unet} | ({VAE: contents.vae} if contents.vae else {})
     classes = contents.architecture.classes if contents.classes is None else len(contents.classes)
     return Card(
         family=family,
         source_file=source.name,
-        source_sha256=sha256(source),
+        source_sha256=digest,
         ema=contents.ema,
         architecture=architecture,
         source_keys=keys,
@@ -157,11 +137,15 @@ def _card(source: Path, family: str, contents: Contents, keys: int, architecture
         dropped_rows={key: list(rows) for key, rows in contents.dropped_rows.items()},
         parameters={name: part.parameters for name, part in parts.items()},
         image_range=[-1, 1],
-        image_size=size,
+        image_size=facts.image_size,
         latent_scale=contents.latent_scale,
         num_classes=classes,
-        null_class=None if contents.classes is None else classes - 1,
+        null_class=facts.null_class,
         learned_sigma=contents.architecture.learned_sigma,
+        num_heads=unequal_heads(contents.architecture, facts.heads),
+        prediction_type=facts.prediction_type,
+        schedule=facts.schedule,
+        origins=facts.origins,
     )
 
 
@@ -184,9 +168,7 @@ def _existing(target: Path, card: Card) -> Card:
     return found
 
 
-def _write(
-    target: Path, contents: Contents, schedule: dict[str, Any], card: Card, report: Callable[[str], None]
-) -> None:
+def _write(target: Path, contents: Contents, card: Card, report: Callable[[str], None]) -> None:
     """Fill a folder beside ``target``, then rename it."""
     target.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
@@ -198,7 +180,9 @@ def _write(
             save_file(
                 {"weight": _finite({"the class embedding": contents.classes.float()}).popitem()[1]}, folder / CLASSES
             )
-        scheduler = DDIMScheduler(**schedule, clip_sample=False, set_alpha_to_one=False, prediction_type="epsilon")
+        scheduler = DDIMScheduler(
+            **card.schedule, clip_sample=False, set_alpha_to_one=False, prediction_type=card.prediction_type
+        )
         scheduler.save_pretrained(folder / SCHEDULER)
         (folder / CARD).write_text(json.dumps(asdict(card), indent=1) + "\n")
         folder.chmod(0o755)

@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel, VQModel
 from diffusers.utils import logging
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors import SafetensorError
 from torch import nn
 
+from priors.config_keys import check_network_config
 from priors.prior import PriorError
+from priors.weight_files import check_finite, check_weights, disguise
 
 NETWORKS = {kind.__name__: kind for kind in (UNet2DModel, UNet2DConditionModel, AutoencoderKL, VQModel)}
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -149,7 +150,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise PriorError(f"{path} is damaged{_disguise(path)}: {error}") from error
+        raise PriorError(f"{path} is damaged{disguise(path)}: {error}") from error
     if not isinstance(content, dict):
         raise PriorError(f"{path} is damaged: it holds no JSON object")
     return content
@@ -163,14 +164,16 @@ def load_network(folder: Path, allowed: tuple[type[nn.Module], ...]) -> nn.Modul
         allowed: classes that fit here.
 
     Raises:
-        PriorError: a file is missing, damaged, or does not fit the configuration.
+        PriorError: a file is missing, damaged, not finite, or does not fit the configuration; or the configuration
+            asks for what is not given here.
     """
     config = read_json(folder / "config.json")
     kind = NETWORKS.get(config.get("_class_name", ""))
     if kind not in allowed:
         names = " or ".join(k.__name__ for k in allowed)
         raise PriorError(f"{folder / 'config.json'} describes a {config.get('_class_name')}; {names} is needed here")
-    _check_weights(folder)
+    check_network_config(kind, config, folder / "config.json")
+    files = check_weights(folder)
     logging.set_verbosity_error()
     try:
         network, report = kind.from_pretrained(
@@ -185,46 +188,5 @@ def load_network(folder: Path, allowed: tuple[type[nn.Module], ...]) -> nn.Modul
                 f"{folder}: the weights do not fit config.json: {what.replace('_', ' ')} {', '.join(names[:3])}"
                 f"{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
             )
+    check_finite(network.state_dict(), files[0] if len(files) == 1 else folder)
     return network.eval().requires_grad_(False)
-
-
-def load_table(path: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a safetensors file.
-
-    Raises:
-        PriorError: it is damaged.
-    """
-    _check_file(path)
-    return load_file(path)
-
-
-def _check_weights(folder: Path) -> None:
-    found = (sorted(folder.glob(f"diffusion_pytorch_model*{suffix}")) for suffix in (".safetensors", ".bin"))
-    files = next(filter(None, found), [])
-    if not files:
-        raise PriorError(f"{folder} holds no weights (diffusion_pytorch_model.safetensors): fetch the checkpoint again")
-    for file in files:
-        _check_file(file)
-
-
-def _check_file(path: Path) -> None:
-    if disguise := _disguise(path):
-        raise PriorError(f"{path} holds no weights{disguise}")
-    if path.suffix != ".safetensors":
-        return
-    try:
-        with safe_open(path, "pt"):
-            pass
-    except (SafetensorError, OSError, ValueError) as error:
-        raise PriorError(f"{path} is not a readable safetensors file (truncated download?): {error}") from error
-
-
-def _disguise(path: Path) -> str:
-    """What a file that should hold weights or JSON is instead, with what to do; empty if it is not known."""
-    with path.open("rb") as handle:
-        start = handle.read(256).lstrip().lower()
-    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
-        return ": it is a web page saved as a file (a login or quota page?); download it again"
-    if start.startswith(b"version https://git-lfs"):
-        return ": it is a git-lfs pointer; run git lfs pull, or download it again"
-    return ""

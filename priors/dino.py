@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
+from priors.cards import refuse_known_file
 from priors.prior import PriorError
 
 SIDE = 224
@@ -52,7 +53,7 @@ class DinoFeatures(nn.Module):
         weights: its weight file, safetensors or a state dict.
 
     Raises:
-        PriorError: the file does not hold this model's weights.
+        PriorError: the file does not hold this model's weights, or is another than its card or first download.
     """
 
     def __init__(self, model: str, weights: Path) -> None:
@@ -60,6 +61,7 @@ class DinoFeatures(nn.Module):
         from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
         super().__init__()
+        refuse_known_file(weights)
         self.network = timm.create_model(model, pretrained=False, num_classes=0)
         try:
             safe = weights.suffix == ".safetensors"

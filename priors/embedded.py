@@ -5,6 +5,7 @@ the figures of the model card. Weights are stored as float16 and computed with a
 """
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import nn
 from diffusion.denoiser import EDMDenoiser
 from priors.autoencoder import KLAutoencoder
 from priors.prior import Prior, PriorError
+from priors.weight_files import check_finite
 
 CONFIG, AUTOENCODER, DENOISER = "config.json", "autoencoder.safetensors", "denoiser.safetensors"
 ENTRIES = {
@@ -70,11 +72,12 @@ def load_embedded(folder: Path, device: torch.device | str = "cpu", dtype: torch
     """Load a prior that :func:`save_embedded` wrote.
 
     Raises:
-        PriorError: a file is missing, damaged, or does not fit the configuration.
+        PriorError: a file is missing, damaged, not finite, or does not fit the configuration.
     """
     config = read_config(folder)
     network, patch = _load_network(AutoencoderKL, config["autoencoder"], folder / AUTOENCODER), config["patch"]
     counts = {len(config["latent_mean"]), len(config["latent_std"]), network.config.latent_channels}
+    _check_numbers(config, folder / CONFIG)
     if patch < 1 or len(counts) > 1:
         raise PriorError(f"{folder / CONFIG} is damaged: patch, latent_mean and latent_std do not fit the autoencoder")
     statistics = (torch.tensor(config[key]) for key in ("latent_mean", "latent_std"))
@@ -115,6 +118,16 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def _check_numbers(config: dict[str, Any], path: Path) -> None:
+    """Statistics and preconditioning are finite numbers, and all but the means positive."""
+    for key in ("latent_mean", "latent_std", "sigma_data", "noise_scale"):
+        values = config[key] if isinstance(config[key], list) else [config[key]]
+        positive = key != "latent_mean"
+        if not all(type(v) in (int, float) and abs(v) < math.inf and (v > 0 or not positive) for v in values):
+            kind = "finite and greater than 0" if positive else "finite"
+            raise PriorError(f"{path}: {key}={str(config[key])[:80]}: must be {kind}; export the prior again")
+
+
 def public_config(network: nn.Module) -> dict[str, Any]:
     """A diffusers configuration without its private entries."""
     return {k: v for k, v in network.config.items() if not k.startswith("_")}
@@ -140,4 +153,5 @@ def _load_network(kind: type[nn.Module], config: dict[str, Any], path: Path) -> 
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip()[:160]  # the whole list can name hundreds of tensors
         raise PriorError(f"{path} does not fit {CONFIG}: {first} ...") from error
+    check_finite(network.state_dict(), path)
     return network

@@ -5,16 +5,15 @@ from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel, VQModel
 from torch import nn
 
 from diffusion.denoiser import GuidedDenoiser
-from priors.autoencoder import Autoencoder, LatentAutoencoder, ResizedAutoencoder
-from priors.conditions import check_card, check_channels, choose_class, refuse_conditions, square_side
-from priors.diffusers_folder import CheckpointFolder, LoadOptions, load_network, load_table
+from priors.autoencoder import Autoencoder, ResizedAutoencoder
+from priors.conditions import check_card, check_channels, choose_class, null_class, refuse_conditions, square_side
+from priors.diffusers_folder import CheckpointFolder, LoadOptions, load_network
+from priors.latent_units import latent_autoencoder, positive
 from priors.pixel_unet import choose_image_class
 from priors.prior import Prior, PriorError
 from priors.scheduler import build_denoiser
-from priors.unet import ConditionalUNet, ImageUNet
-
-VQ_SCALE = 1.0
-"""CompVis VQ autoencoders are used unscaled; diffusers' default of 0.18215 belongs to Stable Diffusion's."""
+from priors.unet import ConditionalUNet, ImageUNet, set_heads
+from priors.weight_files import load_table
 
 
 def load_latent_diffusion(folder: CheckpointFolder, options: LoadOptions) -> Prior:
@@ -30,6 +29,7 @@ def load_latent_diffusion(folder: CheckpointFolder, options: LoadOptions) -> Pri
         denoiser, class_id = _by_class_embedding(unet, folder, options)
     else:
         refuse_conditions(folder, options, "guidance_scale")
+        set_heads(unet, folder)
         class_id = choose_image_class(unet, folder, options)
         denoiser = build_denoiser(ImageUNet(unet, class_id), folder, options.timestep_map)
     return latent_prior(folder, options, unet, denoiser, None if class_id is None else f"class {class_id}")
@@ -42,7 +42,7 @@ def _by_class_embedding(
     if weight is None or weight.ndim != 2 or weight.shape[1] != unet.config.cross_attention_dim:
         raise PriorError(f"{folder.class_embedding} does not fit unet/config.json: weight (classes, context width)")
     class_id = choose_class(folder, len(weight), options.class_id)
-    null = class_id if options.guidance_scale == 1 else choose_class(folder, len(weight), None)
+    null = class_id if options.guidance_scale == 1 else null_class(folder, len(weight), options)
     context, free = (weight[i, None].float() for i in (class_id, null))
     return conditional_denoiser(unet, folder, options, context, free), class_id
 
@@ -82,10 +82,9 @@ def latent_prior(
     latent_side = square_side(unet, folder)
     side = latent_side * 2 ** (len(network.config.block_out_channels) - 1)
     check_card(folder, side, options)
-    native: Autoencoder = LatentAutoencoder(network, latent_scale(network, folder, options), options.quantize_in_decode)
+    native: Autoencoder = latent_autoencoder(network, folder, options)
     shown = options.image_size or side
     autoencoder = native if shown == side else ResizedAutoencoder(native, shown, side)
-    network.to(options.device, options.dtype)
     unet.to(dtype=options.dtype)  # not the whole denoiser: conditions stay float32
     return Prior(
         name=folder.name,
@@ -93,15 +92,6 @@ def latent_prior(
         denoiser=denoiser.to(options.device),
         image_shape=(network.config.out_channels, shown, shown),
         latent_shape=(channels, latent_side, latent_side),
-        latent_std=float(folder.card.get("latent_std", 1.0)),
+        latent_std=positive(folder.card.get("latent_std", 1.0), f"{folder.path / 'card.json'}: latent_std"),
         condition=condition,
     )
-
-
-def latent_scale(network: VQModel | AutoencoderKL, folder: CheckpointFolder, options: LoadOptions) -> float:
-    """Factor of the latents: the option's, else the card's, else 1 (VQ) or the configuration's (KL)."""
-    own = VQ_SCALE if isinstance(network, VQModel) else network.config.scaling_factor
-    asked = folder.card.get("latent_scale", own) if options.latent_scale is None else options.latent_scale
-    if not asked > 0:
-        raise PriorError(f"{folder.path / 'card.json'}: latent_scale={asked}: must be greater than 0")
-    return float(asked)

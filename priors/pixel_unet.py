@@ -7,7 +7,7 @@ from priors.conditions import check_card, check_channels, choose_class, refuse_c
 from priors.diffusers_folder import CheckpointFolder, LoadOptions, load_network
 from priors.prior import Prior, PriorError
 from priors.scheduler import build_denoiser
-from priors.unet import ImageUNet
+from priors.unet import ImageUNet, set_heads
 
 
 def load_pixel_unet(folder: CheckpointFolder, options: LoadOptions) -> Prior:
@@ -17,7 +17,7 @@ def load_pixel_unet(folder: CheckpointFolder, options: LoadOptions) -> Prior:
         PriorError: the folder is damaged, or an option does not fit a pixel network.
     """
     refuse_conditions(folder, options, "prompt", "guidance_scale", "latent_scale")
-    unet = load_network(folder.unet, (UNet2DModel,))
+    unet = set_heads(load_network(folder.unet, (UNet2DModel,)), folder)
     side, channels = square_side(unet, folder), unet.config.in_channels
     check_channels(unet, channels, folder)
     check_card(folder, side, options)
@@ -41,7 +41,4 @@ def choose_image_class(unet: UNet2DModel, folder: CheckpointFolder, options: Loa
     if unet.class_embedding is None:
         refuse_conditions(folder, options, "class_id")
         return None
-    count = unet.config.num_class_embeds
-    if count is None:
-        raise PriorError(f"{folder.name}: class_embed_type={unet.config.class_embed_type} is not supported")
-    return choose_class(folder, count, options.class_id)
+    return choose_class(folder, unet.config.num_class_embeds, options.class_id)

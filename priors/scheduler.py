@@ -15,6 +15,7 @@ from diffusion.noise import (
     linear_betas,
     scaled_linear_betas,
 )
+from priors.config_keys import check_scheduler_config
 from priors.diffusers_folder import CheckpointFolder, read_json
 from priors.prior import PriorError
 
@@ -35,13 +36,12 @@ def read_scheduler(folder: CheckpointFolder) -> dict[str, Any]:
     prediction, schedule = config.get("prediction_type", "epsilon"), config.get("beta_schedule")
     if prediction not in DENOISERS:
         raise PriorError(f"{path}: prediction_type={prediction}: allowed are {', '.join(DENOISERS)}")
-    if config.get("rescale_betas_zero_snr"):
-        raise PriorError(f"{path}: rescale_betas_zero_snr=true (infinite sigma at the last timestep) is not supported")
     if config.get("trained_betas") is None and schedule not in (*BETAS, COSINE):
         kind = config.get("_class_name", "the scheduler")
         raise PriorError(
             f"{path}: {kind} has beta_schedule={schedule}: allowed are {', '.join((*BETAS, COSINE))} or trained_betas"
         )
+    check_scheduler_config(config, path)
     return config
 
 

@@ -11,12 +11,12 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from priors.conditions import refuse_conditions
-from priors.diffusers_folder import UNREADABLE, CheckpointFolder, LoadOptions, load_network, load_table, read_json
+from priors.diffusers_folder import UNREADABLE, CheckpointFolder, LoadOptions, load_network, read_json
 from priors.latent_diffusion import conditional_denoiser, latent_prior
 from priors.prior import Prior, PriorError
+from priors.weight_files import load_table
 
 EMBEDDINGS = "prompt_embeddings.safetensors"
-UNSUPPORTED = ("addition_embed_type", "encoder_hid_dim_type", "class_embed_type")
 
 
 def load_stable_diffusion(folder: CheckpointFolder, options: LoadOptions) -> Prior:
@@ -26,10 +26,6 @@ def load_stable_diffusion(folder: CheckpointFolder, options: LoadOptions) -> Pri
         PriorError: the folder is damaged, or needs a package that is not installed.
     """
     refuse_conditions(folder, options, "class_id")
-    config = read_json(folder.unet / "config.json")
-    for key in UNSUPPORTED:
-        if config.get(key) is not None:
-            raise PriorError(f"{folder.unet / 'config.json'}: {key}={config[key]} (SDXL and others) does not fit here")
     unet = load_network(folder.unet, (UNet2DConditionModel,))
     prompts = [options.prompt] if options.guidance_scale == 1 else [options.prompt, ""]
     embedded = embed_prompts(folder, prompts)

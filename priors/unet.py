@@ -2,7 +2,31 @@
 
 import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
+from diffusers.models.attention_processor import Attention
 from torch import nn
+
+from priors.diffusers_folder import CheckpointFolder
+from priors.prior import PriorError
+
+
+def set_heads(unet: UNet2DModel, folder: CheckpointFolder) -> UNet2DModel:
+    """Divide every attention into the ``num_heads`` of the folder's card, where it names them.
+
+    A ``UNet2DModel`` has one head width for all levels; a network with the same number of heads at levels of unequal
+    width is stored in it and gets its heads here.
+
+    Raises:
+        PriorError: the number does not divide an attention's channels.
+    """
+    number, path = folder.card.get("num_heads"), folder.path / "card.json"
+    if number is None:
+        return unet
+    for layer in (module for module in unet.modules() if isinstance(module, Attention)):
+        if type(number) is not int or number < 1 or layer.inner_dim % number:
+            raise PriorError(f"{path}: num_heads={number} does not divide the {layer.inner_dim} channels of attention")
+        layer.heads = layer.sliceable_head_dim = number
+        layer.scale = (layer.inner_dim // number) ** -0.5
+    return unet
 
 
 class ImageUNet(nn.Module):

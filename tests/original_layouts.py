@@ -12,7 +12,10 @@ import torch
 
 @dataclass(frozen=True)
 class UNet:
-    """A small U-Net; ``heads`` is the number of heads of an attention over ``width`` channels."""
+    """A small U-Net; ``heads`` is the number of heads of an attention over ``width`` channels.
+
+    They have ``head_channels`` each, or there are ``num_heads`` of them at every width.
+    """
 
     channels: tuple = (32, 64)
     res_blocks: int = 1
@@ -23,9 +26,10 @@ class UNet:
     context: int | None = None
     classes: int | None = None
     head_channels: int = 32
+    num_heads: int | None = None
 
     def heads(self, width):
-        return width // self.head_channels
+        return self.num_heads or width // self.head_channels
 
 
 @dataclass(frozen=True)
@@ -207,10 +211,11 @@ def checkpoints():
     }
 
 
+LINEAR = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}
 ARCHITECTURES = {
-    "ldm_ffhq256": {"image_size": 16},
-    "ldm_imagenet256": {"image_size": 16},
-    "adm_ffhq256": {"num_head_channels": 32, "image_size": 16},
-    "adm_imagenet256": {"image_size": 8},
+    "ldm_ffhq256": {"num_head_channels": 32, "image_size": 16},
+    "ldm_imagenet256": {"num_heads": 1, "image_size": 16, "null_class": 10},
+    "adm_ffhq256": {"num_head_channels": 32, "image_size": 16, **LINEAR},
+    "adm_imagenet256": {"num_head_channels": 64, "image_size": 8, **LINEAR},
 }
-"""What the shapes of the small checkpoints do not tell."""
+"""What the tensors of the small checkpoints do not tell."""

@@ -2,8 +2,9 @@
 
     python tools/convert_checkpoint.py checkpoints/ldm_ffhq256.pt checkpoints/ldm_ffhq256
 
-Reads latent diffusion (CompVis: FFHQ, ImageNet) and guided diffusion (OpenAI: FFHQ, ImageNet). Nothing in the file is
-run; every key is used once or listed as dropped.
+Reads latent diffusion (CompVis) and guided diffusion (OpenAI): four published models (--family), and others whose
+heads, image size, betas and null class are said (--architecture). Nothing in the file is run; every key is used once
+or listed as dropped.
 """
 
 import argparse
@@ -13,6 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from priors.conversion.families import FAMILIES, OPTIONS
+from priors.conversion.schedule import schedule_text
 from priors.convert import Card, convert_checkpoint
 from priors.prior import PriorError
 
@@ -23,15 +25,42 @@ def summary(card: Card, target: Path) -> str:
     lines += [f"  {name}: {count:,} parameters" for name, count in card.parameters.items()]
     weights = "averaged (EMA)" if card.ema else "as stored"
     lines.append(f"  weights {weights}; {card.used_keys} of {card.source_keys} keys used")
+    lines += _facts(card)
     lines += [f"  dropped {n} {prefix}: {card.reasons[prefix]}" for prefix, n in card.dropped.items()]
     lines += [f"  dropped rows {a}-{b - 1} of {key}: learned variance" for key, (a, b) in card.dropped_rows.items()]
     if card.num_classes:
         null = "none of them is 'none'" if card.null_class is None else f"{card.null_class} is 'none'"
-        lines.append(f"  {card.num_classes} classes, {null}")
+        lines.append(f"  {card.num_classes} classes, {null}{_origin(card, 'null class')}")
     return "\n".join(lines)
 
 
-def pairs(items: list[str]) -> dict[str, int | str]:
+def _facts(card: Card) -> list[str]:
+    """What the tensors do not tell, and where it comes from; nothing for cards of before it was recorded."""
+    if not card.schedule:
+        return []
+    heads = "heads of attention" if card.num_heads is None else f"{card.num_heads} heads everywhere, set at loading"
+    return [
+        f"  predicts {card.prediction_type}{_origin(card, 'prediction type')}",
+        f"  betas {schedule_text(card.schedule)}{_origin(card, 'betas')}",
+        f"  images of {card.image_size} px{_origin(card, 'image size')}; {heads}{_origin(card, 'heads')}",
+    ]
+
+
+def _origin(card: Card, fact: str) -> str:
+    return f" (from {card.origins[fact]})" if fact in card.origins else ""
+
+
+def number(text: str) -> int | float | str:
+    """A value of an option: an integer, else a number, else the text as it is."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def pairs(items: list[str]) -> dict[str, int | float | str]:
     """``key=value`` arguments as a mapping.
 
     Raises:
@@ -40,7 +69,7 @@ def pairs(items: list[str]) -> dict[str, int | str]:
     if wrong := [item for item in items if "=" not in item]:
         raise PriorError(f"--architecture takes key=value, not {wrong[0]}; keys: {', '.join(OPTIONS)}")
     split = (item.split("=", 1) for item in items)
-    return {key: int(value) if value.isdigit() else value for key, value in split}
+    return {key: number(value) for key, value in split}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -48,14 +77,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Convert a published checkpoint to diffusers' layout.")
     parser.add_argument("source", type=Path, metavar="IN", help="checkpoint (.ckpt, .pt, .pth, .safetensors)")
     parser.add_argument("target", type=Path, metavar="OUT", help="folder to create")
-    parser.add_argument("--family", choices=FAMILIES, help="default: recognised from keys and shapes")
+    parser.add_argument("--family", choices=FAMILIES, help="the published model that it is; default: by its tensors")
     parser.add_argument("--no-ema", dest="ema", action="store_false", help="raw instead of averaged weights")
     parser.add_argument(
         "--architecture",
         nargs="+",
         default=[],
         metavar="KEY=VALUE",
-        help=f"what shapes do not tell, where it differs from the published model: {', '.join(OPTIONS)}",
+        help=f"what the tensors do not tell, where it is no published model or differs: {', '.join(OPTIONS)}",
     )
     options = parser.parse_args(arguments)
     try:

@@ -1,19 +1,16 @@
 """The four published families: what their files cannot tell, and how they are recognised."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-import torch
-
+from priors.conversion.first_stage import FirstStageArchitecture
 from priors.conversion.mapping import Shapes, State
-from priors.conversion.unet import read_architecture
+from priors.conversion.options import OPTIONS, Options, read_options
+from priors.conversion.unet import UNetArchitecture, read_architecture
 from priors.conversion.unet_mapping import Heads
 from priors.prior import PriorError
 
+__all__ = ["FAMILIES", "OPTIONS", "Family", "Options", "dotless", "read_options", "recognise", "siblings", "strip"]
 UNET, EMA, FIRST_STAGE, CLASSES = "model.diffusion_model.", "model_ema.", "first_stage_model.", "cond_stage_model."
-ORDERS = ("legacy", "new")
-OPTIONS = ("image_size", "num_head_channels", "num_heads", "attention_order")
 
 
 @dataclass(frozen=True)
@@ -29,6 +26,9 @@ class Family:
         beta_start: first beta of the noise schedule.
         beta_end: last beta.
         beta_schedule: diffusers' name; latent diffusion's "linear" is linear in sqrt(beta), ``scaled_linear``.
+        unet: architecture of the published U-Net.
+        first_stage: architecture of the published first stage, or None.
+        rows: of the published class embedding, the last of which means "none"; None: there is no embedding.
     """
 
     latent: bool
@@ -39,6 +39,28 @@ class Family:
     beta_start: float
     beta_end: float
     beta_schedule: str
+    unet: UNetArchitecture
+    first_stage: FirstStageArchitecture | None = None
+    rows: int | None = None
+
+    def null_class(self, rows: int | None) -> int | None:
+        """The class that means "none" of the published model; None where ``rows`` are not those of it."""
+        return rows - 1 if rows is not None and rows == self.rows else None
+
+
+def _unet(
+    channels: tuple[int, ...], res_blocks: int, attended: tuple[int, ...], pixel: bool, context: int | None
+) -> UNetArchitecture:
+    return UNetArchitecture(
+        in_channels=3,
+        out_channels=6 if pixel else 3,
+        channels=channels,
+        res_blocks=res_blocks,
+        attention=tuple(level in attended for level in range(len(channels))),
+        resblock_updown=pixel,
+        scale_shift=pixel,
+        context_dim=context,
+    )
 
 
 _LATENT = {
@@ -47,53 +69,41 @@ _LATENT = {
     "beta_start": 0.0015,
     "beta_end": 0.0195,
     "beta_schedule": "scaled_linear",
+    "first_stage": FirstStageArchitecture(3, 3, (128, 256, 512), 2, (False,) * 3, True, (8192, 3)),
 }
-_PIXEL = {"latent": False, "image_size": 256, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
+_PIXEL = {
+    "latent": False,
+    "classes": False,
+    "ema": False,
+    "heads": Heads(channels=64),
+    "image_size": 256,
+    "beta_start": 1e-4,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+}
 FAMILIES = {
-    "ldm_ffhq256": Family(classes=False, ema=True, heads=Heads(channels=32), **_LATENT),
-    "ldm_imagenet256": Family(classes=True, ema=False, heads=Heads(number=1), **_LATENT),
-    "adm_ffhq256": Family(classes=False, ema=False, heads=Heads(channels=64), **_PIXEL),
-    "adm_imagenet256": Family(classes=False, ema=False, heads=Heads(channels=64), **_PIXEL),
+    "ldm_ffhq256": Family(
+        classes=False,
+        ema=True,
+        heads=Heads(channels=32),
+        unet=_unet((224, 448, 672, 896), 2, (1, 2, 3), False, None),
+        **_LATENT,
+    ),
+    "ldm_imagenet256": Family(
+        classes=True,
+        ema=False,
+        heads=Heads(number=1),
+        unet=_unet((192, 384, 576, 960), 2, (1, 2, 3), False, 512),
+        rows=1001,
+        **_LATENT,
+    ),
+    "adm_ffhq256": Family(unet=_unet((128, 128, 256, 256, 512, 512), 1, (4,), True, None), **_PIXEL),
+    "adm_imagenet256": Family(unet=_unet((256, 256, 512, 512, 1024, 1024), 2, (3, 4, 5), True, None), **_PIXEL),
 }
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the caller says of an architecture: the values of the family where nothing is said."""
-
-    heads: Heads
-    image_size: int
-
-
-def read_options(family: Family, architecture: Mapping[str, Any] | None) -> Options:
-    """The family's values with those of ``architecture`` in their place.
-
-    Raises:
-        PriorError: an unknown key or an impossible value.
-    """
-    given = dict(architecture or {})
-    if unknown := sorted(set(given) - set(OPTIONS)):
-        raise PriorError(
-            f"architecture knows {', '.join(OPTIONS)}, not {', '.join(map(str, unknown))}; the rest is read from shapes"
-        )
-    order = given.get("attention_order", "legacy")
-    if order not in ORDERS:
-        raise PriorError(f"attention_order={order} is neither legacy nor new")
-    for key in set(given) - {"attention_order"}:
-        if isinstance(given[key], bool) or not isinstance(given[key], int) or given[key] < 1:
-            raise PriorError(f"{key}={given[key]} is no positive integer")
-    if {"num_head_channels", "num_heads"} <= set(given):
-        raise PriorError("num_head_channels and num_heads exclude each other")
-    channels, number = family.heads.channels, family.heads.number
-    if "num_head_channels" in given:
-        channels = given["num_head_channels"]
-    elif "num_heads" in given:
-        channels, number = None, given["num_heads"]
-    return Options(Heads(channels, number, order == "legacy"), given.get("image_size", family.image_size))
 
 
 def recognise(names: Shapes, wanted: str | None) -> str:
-    """The family of a checkpoint by its names and shapes, checked against the ``wanted`` one.
+    """The family whose layout a checkpoint has, by its names, checked against the ``wanted`` one.
 
     Raises:
         PriorError: it is of none, or of another than ``wanted``.
@@ -103,10 +113,15 @@ def recognise(names: Shapes, wanted: str | None) -> str:
     found = _recognised(names)
     if wanted is None:
         return found
-    a, b = FAMILIES[wanted], FAMILIES[found]
-    if (a.latent, a.classes) != (b.latent, b.classes):
+    if wanted not in siblings(found):
         raise PriorError(f"family={wanted} was asked for, but the keys are those of {found}")
     return wanted
+
+
+def siblings(name: str) -> list[str]:
+    """The families with the layout of this one, itself among them."""
+    own = FAMILIES[name]
+    return [other for other, f in FAMILIES.items() if (f.latent, f.classes) == (own.latent, own.classes)]
 
 
 def _recognised(names: Shapes) -> str:
@@ -124,26 +139,6 @@ def _recognised(names: Shapes) -> str:
         raise PriorError("these are weights of a diffusers network already: use their folder without conversion")
     first = ", ".join(starts[:4])
     raise PriorError(f"its keys ({first}, ...) are of none of the known families: {', '.join(FAMILIES)}")
-
-
-def noise_schedule(family: Family, betas: torch.Tensor | None) -> dict[str, Any]:
-    """Diffusers' description of the schedule: that of the file where it holds its betas, else the family's.
-
-    Raises:
-        PriorError: the file's betas follow no schedule that diffusers knows.
-    """
-    facts = {"num_train_timesteps": 1000, "beta_start": family.beta_start, "beta_end": family.beta_end}
-    if betas is None:
-        return facts | {"beta_schedule": family.beta_schedule}
-    values = betas.double().flatten()
-    for start, end in ((family.beta_start, family.beta_end), (values[0].item(), values[-1].item())):
-        for name, power in (("scaled_linear", 2), ("linear", 1)):
-            grid = torch.linspace(start ** (1 / power), end ** (1 / power), len(values), dtype=torch.float64) ** power
-            if torch.allclose(values, grid, rtol=1e-5, atol=0):
-                return {"num_train_timesteps": len(values), "beta_start": start, "beta_end": end, "beta_schedule": name}
-    raise PriorError(
-        "its betas are linear neither in beta nor in sqrt(beta); diffusers' scheduler cannot describe them"
-    )
 
 
 def dotless(name: str) -> str:

@@ -6,9 +6,10 @@ import torch
 from torch import nn
 
 from priors.conversion import first_stage, unet_mapping
-from priors.conversion.families import CLASSES, EMA, FIRST_STAGE, UNET, Family, Options, dotless, strip
+from priors.conversion.facts import Facts, Layout
+from priors.conversion.families import CLASSES, EMA, FIRST_STAGE, UNET, Family, dotless, strip
 from priors.conversion.mapping import Entry, Problems, Shapes, State, convert, expected, shapes_of, sizes
-from priors.conversion.unet import UNetArchitecture, read_architecture
+from priors.conversion.unet import UNetArchitecture, read_architecture, vote
 from priors.prior import PriorError
 
 CLASS_KEY = f"{CLASSES}embedding.weight"
@@ -57,7 +58,6 @@ class Contents:
         vae: the first stage, or None for a pixel U-Net.
         architecture: of the U-Net.
         classes: the class embedding, or None.
-        betas: of the noise schedule, where the file has them.
         latent_scale: factor from the first stage's latents to those of the U-Net.
         ema: the U-Net's weights are the averaged ones.
         used: number of keys that were read.
@@ -70,7 +70,6 @@ class Contents:
     architecture: UNetArchitecture
     vae: Part | None = None
     classes: torch.Tensor | None = None
-    betas: torch.Tensor | None = None
     latent_scale: float = 1.0
     ema: bool = False
     used: int = 0
@@ -85,40 +84,53 @@ class Contents:
             self.dropped[prefix], self.reasons[prefix] = count, reason
 
 
-def read_pixel(state: State, options: Options) -> Contents:
+def read_layout(state: State, family: Family) -> Layout:
+    """What the tensors of a checkpoint tell of its networks.
+
+    Raises:
+        PriorError: the blocks of the U-Net form no levels, or the first stage has no encoder.
+    """
+    raw = shapes_of(strip(state, UNET) if family.latent else state)
+    unet, attends = read_architecture(raw), any(name.endswith((".qkv.weight", ".to_q.weight")) for name in raw)
+    if not family.latent:
+        return Layout(unet, attends=attends)
+    encoder = first_stage.read_architecture(shapes_of(_first_stage(state)))
+    rows = vote(sizes(shapes_of(state), [CLASS_KEY], 0)) if family.classes else None
+    return Layout(unet, encoder, rows, state.get("betas"), attends)
+
+
+def read_pixel(state: State, layout: Layout, facts: Facts) -> Contents:
     """A U-Net of guided diffusion, a flat state dict.
 
     Raises:
         PriorError: keys are missing, unexpected or misshapen.
     """
-    part, architecture = _unet(state, options, options.image_size)
+    part = _unet(state, layout, facts, facts.image_size)
     problems = Problems()
     problems.check(shapes_of(state), expected(part.entries))
     problems.stop("it does not fit this U-Net")
-    return _without_sigma(Contents(part, architecture, used=len(state)), "")
+    return _without_sigma(Contents(part, layout.unet, used=len(state)), "")
 
 
-def read_latent(state: State, family: Family, options: Options, ema: bool) -> Contents:
+def read_latent(state: State, family: Family, layout: Layout, facts: Facts, ema: bool) -> Contents:
     """A checkpoint of latent diffusion: U-Net, first stage, class embedding, averages and schedule.
 
     Args:
         state: all tensors of the file.
-        family: what is known of it.
-        options: what its shapes do not tell.
+        family: the published family that has this layout.
+        layout: what the shapes tell.
+        facts: what they do not.
         ema: use the averaged weights; a family published without them falls back to its only ones.
 
     Raises:
         PriorError: keys are missing, unexpected or misshapen, or the averages are absent.
     """
     ema = ema and _has_averages(state, family)
-    raw, first = strip(state, UNET), strip(state, FIRST_STAGE)
-    first = {name: value for name, value in first.items() if not (FIRST_STAGE + name).startswith(TRAINING)}
-    encoder = first_stage.read_architecture(shapes_of(first))
-    unet, architecture = _unet(raw, options, options.image_size // encoder.factor)
-    scale = _scale(state)
-    network = first_stage.build_network(encoder, options.image_size, scale)
-    vae = Part(network, first_stage.map_first_stage(encoder, network), first)
-    contents = Contents(unet, architecture, vae, state.get(CLASS_KEY), state.get("betas"), scale, ema)
+    raw, encoder, scale = strip(state, UNET), layout.first_stage, _scale(state)
+    unet = _unet(raw, layout, facts, facts.image_size // encoder.factor)
+    network = first_stage.build_network(encoder, facts.image_size, scale)
+    vae = Part(network, first_stage.map_first_stage(encoder, network), _first_stage(state))
+    contents = Contents(unet, layout.unet, vae, state.get(CLASS_KEY), scale, ema)
     _account(contents, state)
     _check(contents, state, raw, family)
     if ema:
@@ -127,10 +139,15 @@ def read_latent(state: State, family: Family, options: Options, ema: bool) -> Co
     return _without_sigma(contents, UNET)
 
 
-def _unet(state: State, options: Options, sample_size: int) -> tuple[Part, UNetArchitecture]:
-    architecture = read_architecture(shapes_of(state))
-    network = unet_mapping.build_network(architecture, options.heads, sample_size)
-    return Part(network, unet_mapping.map_unet(architecture, options.heads, network), state), architecture
+def _first_stage(state: State) -> State:
+    """The tensors of the first stage without those of its own training."""
+    kept = {name: value for name, value in state.items() if not name.startswith(TRAINING)}
+    return strip(kept, FIRST_STAGE)
+
+
+def _unet(state: State, layout: Layout, facts: Facts, sample_size: int) -> Part:
+    network = unet_mapping.build_network(layout.unet, facts.heads, sample_size)
+    return Part(network, unet_mapping.map_unet(layout.unet, facts.heads, network), state)
 
 
 def _has_averages(state: State, family: Family) -> bool:

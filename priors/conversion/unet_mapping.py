@@ -124,21 +124,27 @@ def _unconditional(architecture: UNetArchitecture, heads: Heads) -> dict[str, An
     }
 
 
-def _attended(architecture: UNetArchitecture) -> set[int]:
+def attended_widths(architecture: UNetArchitecture) -> list[int]:
+    """Channels of every attention, each width once; the middle always attends."""
     widths = {w for w, a in zip(architecture.channels, architecture.attention, strict=True) if a}
-    return widths | {architecture.channels[-1]}
+    return sorted(widths | {architecture.channels[-1]})
+
+
+def unequal_heads(architecture: UNetArchitecture, heads: Heads) -> int | None:
+    """The number of heads where it makes heads of unequal width; None where a diffusers configuration can say it.
+
+    ``UNet2DModel`` takes one width for all heads; :func:`priors.unet.set_heads` divides its attentions afterwards.
+    """
+    if architecture.context_dim is not None or heads.channels is not None or heads.number == 1:
+        return None
+    return heads.number if len(attended_widths(architecture)) > 1 else None
 
 
 def _head_width(architecture: UNetArchitecture, heads: Heads) -> int | None:
     """``UNet2DModel`` takes one width for all heads (None: one head everywhere)."""
-    widths = {width // heads.count(width) for width in _attended(architecture)}
-    if heads.channels is None and heads.number == 1:
-        return None
-    if len(widths) > 1:
-        raise PriorError(
-            f"num_heads={heads.number} gives heads of widths {sorted(widths)}; diffusers allows one width only"
-        )
-    return widths.pop()
+    widths = {width // heads.count(width) for width in attended_widths(architecture)}
+    one = (heads.channels is None and heads.number == 1) or unequal_heads(architecture, heads) is not None
+    return None if one else widths.pop()
 
 
 def _conditional(architecture: UNetArchitecture, heads: Heads) -> dict[str, Any]:

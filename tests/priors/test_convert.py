@@ -12,6 +12,7 @@ from original_layouts import (
     KL,
     LDM_FFHQ,
     LDM_IMAGENET,
+    LINEAR,
     VQ,
     UNet,
     checkpoints,
@@ -116,7 +117,7 @@ def test_cards_say_what_was_left_out(converted):
 
 def test_raw_weights_on_request(converted, tmp_path):
     state = converted["ldm_ffhq256"][2]
-    card = convert(tmp_path, state, ema=False)
+    card = convert(tmp_path, state, ema=False, architecture=ARCHITECTURES["ldm_ffhq256"])
     assert not card.ema and card.dropped["model_ema."] == 2 + len(unet_shapes(LDM_FFHQ))
     weights = load_file(tmp_path / "out" / "unet" / "diffusion_pytorch_model.safetensors")
     assert torch.equal(weights["conv_in.weight"], state["model.diffusion_model.input_blocks.0.0.weight"])
@@ -139,7 +140,7 @@ def test_the_codebook_autoencoder_computes_the_same(converted):
 @torch.no_grad()
 def test_the_gaussian_autoencoder_computes_the_same(tmp_path):
     state = latent_checkpoint(UNet(), KL, ema=True) | {"scale_factor": torch.tensor(0.25)}
-    card = convert(tmp_path, state, architecture={"image_size": 32})
+    card = convert(tmp_path, state, architecture={"image_size": 32, "num_head_channels": 32})
     weights, network = strip(state, "first_stage_model."), load(AutoencoderKL, tmp_path / "out" / "vae")
     x, z = normal(1, 3, 32, 32), normal(1, 4, 8, 8, seed=1)
     close(network.encode(x).latent_dist.parameters, encode(weights, KL, x))
@@ -164,7 +165,7 @@ VARIANTS = {
 def test_other_architectures_of_guided_diffusion(tmp_path, variant):
     unet, order = VARIANTS[variant]
     state = random_weights(unet_shapes(unet), 4)
-    card = convert(tmp_path, state, architecture={"num_head_channels": 16, "image_size": 8} | order)
+    card = convert(tmp_path, state, architecture={"num_head_channels": 16, "image_size": 8} | LINEAR | order)
     x, labels = normal(2, 3, 8, 8), torch.tensor([0, 4]) if unet.classes else None
     found = load(UNet2DModel, tmp_path / "out" / "unet")(x, TIMES, class_labels=labels).sample
     close(found, run_unet(state, unet, x, TIMES, labels=labels, legacy=not order)[:, :3])
@@ -175,7 +176,7 @@ def test_other_architectures_of_guided_diffusion(tmp_path, variant):
 def test_the_number_of_heads_matters(tmp_path, converted):
     state, x = converted["adm_ffhq256"][2], normal(2, 3, 8, 8)
     wanted = run_unet(state, ADM_FFHQ, x, TIMES)[:, :3]
-    convert(tmp_path, state, architecture={"num_head_channels": 64})
+    convert(tmp_path, state, architecture=ARCHITECTURES["adm_ffhq256"] | {"num_head_channels": 64})
     assert (load(UNet2DModel, tmp_path / "out" / "unet")(x, TIMES).sample - wanted).abs().max() > 1e-3
 
 
@@ -205,14 +206,14 @@ def test_schedules(converted):
 def test_a_schedule_of_its_own_is_kept_and_an_unknown_one_refused(tmp_path):
     state = latent_checkpoint(LDM_IMAGENET, VQ)
     state["betas"] = torch.linspace(0.001, 0.01, 400)
-    convert(tmp_path, state)
+    convert(tmp_path, state, architecture=ARCHITECTURES["ldm_imagenet256"])
     config = DDIMScheduler.from_pretrained(tmp_path / "out" / "scheduler").config
     assert (config.num_train_timesteps, config.beta_schedule) == (400, "linear")
     assert (config.beta_start, config.beta_end) == pytest.approx((0.001, 0.01))
     state["betas"] = torch.linspace(0.1, 0.3, 400).cos()
     torch.save(state, tmp_path / "cosine.pt")
     with pytest.raises(PriorError, match="betas are linear neither"):
-        convert_checkpoint(tmp_path / "cosine.pt", tmp_path / "cosine")
+        convert_checkpoint(tmp_path / "cosine.pt", tmp_path / "cosine", architecture=ARCHITECTURES["ldm_imagenet256"])
 
 
 def test_half_precision_and_safetensors_become_float32(tmp_path):

@@ -13,9 +13,10 @@ from original_layouts import ADM_FFHQ, ARCHITECTURES, averages, checkpoints, ran
 from safetensors.torch import save_file
 
 from priors.conversion import first_stage, unet_mapping
+from priors.conversion.facts import Known, find_facts
 from priors.conversion.families import FAMILIES, OPTIONS, dotless, read_options, recognise
 from priors.conversion.mapping import shapes_of
-from priors.conversion.parts import read_latent, read_pixel
+from priors.conversion.parts import read_latent, read_layout, read_pixel
 from priors.convert import convert_checkpoint
 from priors.prior import PriorError
 
@@ -33,9 +34,11 @@ def networks_built_once():
 
 def read(state, name, ema=True):
     """The part of a conversion that looks at keys."""
-    family = FAMILIES[recognise(shapes_of(state), None)]
-    options = read_options(family, ARCHITECTURES[name])
-    return read_latent(state, family, options, ema) if family.latent else read_pixel(state, options)
+    found = recognise(shapes_of(state), None)
+    family = FAMILIES[found]
+    layout = read_layout(state, family)
+    facts = find_facts(layout, read_options(ARCHITECTURES[name]), Known(found, False, False, lambda: False))
+    return read_latent(state, family, layout, facts, ema) if family.latent else read_pixel(state, layout, facts)
 
 
 def sentence(*arguments, **options):
@@ -329,5 +332,5 @@ def test_an_interrupted_conversion_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr("priors.convert.DDIMScheduler", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        convert_checkpoint(tmp_path / "model.pt", tmp_path / "out")
+        convert_checkpoint(tmp_path / "model.pt", tmp_path / "out", architecture=ARCHITECTURES["ldm_imagenet256"])
     assert [p.name for p in tmp_path.iterdir()] == ["model.pt"]
