@@ -10,6 +10,7 @@ MIRROR="${PARTICLEDAPS_MIRROR:-}"
 TORCH_HUB="${TORCH_HOME:-${XDG_CACHE_HOME:-${HOME:-$ROOT}/.cache}/torch}/hub/checkpoints"
 ATTEMPTS="${PARTICLEDAPS_ATTEMPTS:-5}"
 PYTHON="${PYTHON:-$ROOT/.venv/bin/python}"
+PROTOCOLS=(--proto '=https' --proto-redir '=https') # also for what a host redirects to
 NAMES=() VARIABLE=""
 
 say() { printf '%s\n' "$*"; }
@@ -86,7 +87,7 @@ usage() {
     printf '  %-16s %8s  %s\n' all "$(size_text "$total")" "everything but ${left_out#, }"
     say
     say "PARTICLEDAPS_CACHE    folder for the files (default: checkpoints/ of this checkout)"
-    say "PARTICLEDAPS_MIRROR   take every file from \$PARTICLEDAPS_MIRROR/<file name> instead"
+    say "PARTICLEDAPS_MIRROR   take every file from \$PARTICLEDAPS_MIRROR/<file name> instead (an https:// address)"
     say "PARTICLEDAPS_ATTEMPTS how often a broken transfer is resumed (5)"
     for name in "${NAMES[@]}"; do
         if [ -z "$(card "$name" hub)" ]; then continue; fi
@@ -172,11 +173,11 @@ transfer() {
     if [ -t 2 ]; then quiet=(--progress-bar); fi
     for ((attempt = 1; attempt <= ATTEMPTS; attempt++)); do
         code=0
-        http="$(curl --fail --location --continue-at - --connect-timeout 20 --speed-limit 1000 --speed-time 60 \
-            "${quiet[@]}" --output "$3" --write-out '%{http_code}' "$2")" || code=$?
+        http="$(curl "${PROTOCOLS[@]}" --fail --location --continue-at - --connect-timeout 20 \
+            --speed-limit 1000 --speed-time 60 "${quiet[@]}" --output "$3" --write-out '%{http_code}' "$2")" || code=$?
         if [ -f "$3" ] && [ ! -s "$3" ]; then rm -f "$3"; fi
         if [ "$http" = 416 ]; then # nothing is left to send: PART is complete, or longer than the file
-            total="$(curl --silent --location --head "$2" | tr -d '\r' |
+            total="$(curl "${PROTOCOLS[@]}" --silent --location --head "$2" | tr -d '\r' |
                 awk 'tolower($1) == "content-length:" { n = $2 } END { print n }')"
             if [ -f "$3" ] && [ "$(byte_count "$3")" = "$total" ]; then return 0; fi
             rm -f "$3"
@@ -186,6 +187,10 @@ transfer() {
             0)
                 if [ -f "$3" ]; then return 0; fi
                 complain "$1: $(host_of "$2") sent an empty file"
+                return 1
+                ;;
+            1)
+                complain "$1: refused: $2 is or leads to an address without https"
                 return 1
                 ;;
             5 | 6 | 7) if [ "$attempt" = 1 ]; then return 3; fi ;;
@@ -303,16 +308,16 @@ fetch() {
 # --- after the download ----------------------------------------------------------------------------------------------
 
 convert() { # CARD: the folder that the loader reads
-    local file folder
-    file="$CACHE/$(card "$1" file)" folder="$CACHE/$(card "$1" becomes)"
+    local file folder family
+    file="$CACHE/$(card "$1" file)" folder="$CACHE/$(card "$1" becomes)" family="$(card "$1" family)"
     if is_converted "$1"; then return 0; fi
     if ! command -v "$PYTHON" >/dev/null; then
         say "$1: convert it once there is an environment (make setup):"
-        say "  .venv/bin/python tools/convert_checkpoint.py \"$file\" \"$folder\""
+        say "  .venv/bin/python tools/convert_checkpoint.py \"$file\" \"$folder\"${family:+ --family $family}"
         return 0
     fi
     say "$1: converting"
-    if ! "$PYTHON" "$ROOT/tools/convert_checkpoint.py" "$file" "$folder"; then
+    if ! "$PYTHON" "$ROOT/tools/convert_checkpoint.py" "$file" "$folder" ${family:+--family "$family"}; then
         complain "$1: the conversion failed; the download is kept in $file"
         return 1
     fi
@@ -370,8 +375,20 @@ plan() { # list names, sizes and licences; refuse where the disk is too small
     fi
 }
 
+check_mirror() { # PARTICLEDAPS_MIRROR: https, or http with a warning
+    case "$MIRROR" in
+        "" | [Hh][Tt][Tt][Pp][Ss]://*) ;;
+        [Hh][Tt][Tt][Pp]://*)
+            complain "PARTICLEDAPS_MIRROR=$MIRROR is not encrypted: anyone on the way can change files; checksums are still compared"
+            PROTOCOLS=(--proto '=http,https' --proto-redir '=http,https')
+            ;;
+        *) stop 2 "PARTICLEDAPS_MIRROR=$MIRROR: must begin with https:// (or http://, which is not encrypted)" ;;
+    esac
+}
+
 prepare() {
     local tool
+    check_mirror
     [[ "$ATTEMPTS" =~ ^[1-9][0-9]?$ ]] || stop 2 "PARTICLEDAPS_ATTEMPTS=$ATTEMPTS: must be a number from 1 to 99"
     for tool in curl awk; do
         command -v "$tool" >/dev/null || stop 1 "needs $tool; install it with the package manager of this system"

@@ -6,15 +6,15 @@ average pooling (``replace_pooling=True``), which is not the number of the ``lpi
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import piq
 import torch
 
+from evaluation.lpips import load_lpips, lpips_files
 from operators.operator import Symmetry
 
+__all__ = ["Evaluator", "Scores", "load_lpips", "lpips_files", "psnr_db", "ssim", "to_unit_range"]
 LPIPS_VARIANT = "piq.LPIPS(replace_pooling=True)"
-LPIPS_FILES = ("vgg16-397923af.pth", "lpips_weights.pt")
 
 
 def to_unit_range(x: torch.Tensor) -> torch.Tensor:
@@ -33,18 +33,6 @@ def ssim(x: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     side = min(x.shape[-2:])
     window = min(11, side - (side + 1) % 2)
     return piq.ssim(to_unit_range(x), to_unit_range(truth), window, data_range=1.0, reduction="none").double()
-
-
-def lpips_files() -> list[Path]:
-    """The two weight files that LPIPS needs, where torch hub keeps them."""
-    return [Path(torch.hub.get_dir()) / "checkpoints" / name for name in LPIPS_FILES]
-
-
-def load_lpips(device: torch.device) -> piq.LPIPS | None:
-    """LPIPS if its weights are on this machine, else None; nothing is downloaded."""
-    if not all(path.is_file() for path in lpips_files()):
-        return None
-    return piq.LPIPS(replace_pooling=True, reduction="none").to(device)
 
 
 @dataclass(frozen=True)
@@ -80,7 +68,7 @@ class Evaluator:
     def __init__(
         self,
         symmetries: Sequence[Symmetry],
-        lpips: piq.LPIPS | None = None,
+        lpips: piq.ContentLoss | None = None,
         channel_symmetries: Callable[[int], Sequence[Symmetry]] = lambda channels: (),
     ) -> None:
         self.symmetries, self.lpips, self.channel_symmetries = tuple(symmetries), lpips, channel_symmetries

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from evaluation.metrics import load_lpips, lpips_files
+from evaluation.lpips import LpipsError, lpips_files, read_lpips
 from priors.cards import Card, problem_with_file, read_cards, sha256_of
 from priors.dino import DinoFeatures, dino_weights
 from priors.prior import PriorError
@@ -64,10 +64,12 @@ def lpips_finding() -> Finding:
     if missing:
         return Finding(NOTE, f"LPIPS is left out of results: {' and '.join(missing)} missing", fetch)
     try:
-        lpips = load_lpips(torch.device("cpu"))
+        lpips = read_lpips(torch.device("cpu"))
         image = torch.linspace(0, 1, 3 * 64 * 64).reshape(1, 3, 64, 64)
         with torch.no_grad():
             same, other = lpips(image, image).item(), lpips(image, image.flip(-1)).item()
+    except LpipsError as error:
+        return Finding(PROBLEM, f"LPIPS is left out of results: {_line(error)}", f"delete the file, then: {fetch}")
     except Exception as error:
         return Finding(PROBLEM, f"LPIPS cannot be loaded: {_line(error)}", f"delete {lpips_files()[0].parent}; {fetch}")
     if not (abs(same) < 1e-6 < other):

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import ssl
 import subprocess
 import sys
 import threading
@@ -28,11 +29,15 @@ class Web:
         files: name -> content.
         faults: name -> list of faults, one a request: an HTTP status, ``short`` (breaks off half way).
         ranges: whether the server can resume.
+        moved: name -> address that the server redirects to.
+        address: the server, encrypted.
+        plain_address: the same files without encryption.
+        certificate: what curl has to trust.
         asked: (name, first byte) of every GET.
     """
 
     def __init__(self):
-        self.files, self.faults, self.ranges, self.asked = {}, {}, True, []
+        self.files, self.faults, self.ranges, self.moved, self.asked = {}, {}, True, {}, []
 
     def answer(self, handler, body):
         name = handler.path.lstrip("/").split("?")[0]
@@ -41,6 +46,12 @@ class Web:
         start = int(requested.split("=")[1].split("-")[0]) if requested else 0
         if body:
             self.asked.append((name, start))
+        if name in self.moved:
+            handler.send_response(302)
+            handler.send_header("Location", self.moved[name])
+            handler.send_header("Content-Length", "0")
+            handler.end_headers()
+            return
         fault = self.faults[name].pop(0) if body and self.faults.get(name) else None
         if content is None or isinstance(fault, int):
             handler.send_error(404 if content is None else fault)
@@ -61,8 +72,42 @@ class Web:
             handler.wfile.write(rest[: len(rest) // 2] if fault == "short" else rest)
 
 
+CERTIFICATE = """
+[req]
+distinguished_name = name
+x509_extensions = extensions
+prompt = no
+[name]
+CN = 127.0.0.1
+[extensions]
+subjectAltName = IP:127.0.0.1
+basicConstraints = critical, CA:TRUE
+"""
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory):
+    """A certificate of 127.0.0.1 and its key, made for this session."""
+    folder = tmp_path_factory.mktemp("certificate")
+    (folder / "config").write_text(CERTIFICATE)
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -config config -keyout key.pem -out certificate.pem"
+    subprocess.run(command.split(), cwd=folder, check=True, capture_output=True)
+    return folder / "certificate.pem", folder / "key.pem"
+
+
+def serve(handler, certificate=None):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.handle_error = lambda *arguments: None  # a client that hangs up
+    if certificate is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*certificate)
+        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    return server
+
+
 @pytest.fixture
-def web():
+def web(certificate):
     state = Web()
 
     class Handler(BaseHTTPRequestHandler):
@@ -75,20 +120,21 @@ def web():
         def log_message(self, *arguments):
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    state.address = f"http://127.0.0.1:{server.server_port}"
+    servers = serve(Handler, certificate), serve(Handler)
+    state.certificate = certificate[0]
+    state.address = f"https://127.0.0.1:{servers[0].server_port}"
+    state.plain_address = f"http://127.0.0.1:{servers[1].server_port}"
     yield state
-    server.shutdown()
-    server.server_close()
+    for server in servers:
+        server.shutdown()
+        server.server_close()
 
 
 class Checkout:
     """A copy of download.sh with other cards; ``checkout("NAME")`` runs it."""
 
-    def __init__(self, root, address):
-        self.root, self.cache, self.address = root, root / "checkpoints", address
+    def __init__(self, root, address, certificate):
+        self.root, self.cache, self.address, self.certificate = root, root / "checkpoints", address, certificate
         self.hub = root / "torch" / "hub" / "checkpoints"
         (root / "priors").mkdir(parents=True)
         (root / "tools").mkdir()
@@ -104,7 +150,7 @@ class Checkout:
 
     def __call__(self, *arguments, **variables):
         settings = {"TORCH_HOME": self.root / "torch", "PYTHON": sys.executable, "PARTICLEDAPS_ATTEMPTS": 2}
-        settings |= {"NO_PROXY": "127.0.0.1"} | variables
+        settings |= {"NO_PROXY": "127.0.0.1", "CURL_CA_BUNDLE": self.certificate} | variables
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("PARTICLEDAPS")}
         environment = inherited | {k: str(v) for k, v in settings.items()}
         command = ["bash", str(self.root / "download.sh"), *arguments]
@@ -118,4 +164,4 @@ class Checkout:
 
 @pytest.fixture
 def checkout(tmp_path, web):
-    return Checkout(tmp_path / "my checkout", web.address)
+    return Checkout(tmp_path / "my checkout", web.address, web.certificate)

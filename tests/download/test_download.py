@@ -44,15 +44,15 @@ def test_a_file_arrives_with_its_checksum(checkout, web):
 
 
 def test_the_plan_comes_before_the_first_connection(checkout):
-    checkout.card("net", licence="CC BY-NC 4.0: no sale", megabytes=2212, url="http://127.0.0.1:9/net.pt")
+    checkout.card("net", licence="CC BY-NC 4.0: no sale", megabytes=2212, url="https://127.0.0.1:9/net.pt")
     process = checkout("net")
     assert "CC BY-NC 4.0: no sale" in process.stdout and "2.2 GB" in process.stdout
     refused(process, "no connection to 127.0.0.1:9")
 
 
 def test_offline_leaves_nothing_behind(checkout):
-    checkout.card("net", url="http://127.0.0.1:9/net.pt")
-    checkout.card("other", url="http://127.0.0.1:9/other.pt")
+    checkout.card("net", url="https://127.0.0.1:9/net.pt")
+    checkout.card("other", url="https://127.0.0.1:9/other.pt")
     process = checkout("all")
     refused(process, "no connection to 127.0.0.1:9", "run the same command again")
     assert checkout.left() == [] and "other: fetching" not in process.stdout
@@ -191,18 +191,68 @@ def test_terms_that_must_be_accepted_are_named_and_nothing_is_asked(checkout, we
 
 def test_the_mirror_is_asked_for_everything(checkout, web):
     web.files["weights/net.pt"] = web.files["weights/images.pt"] = CONTENT
-    checkout.card("net", url="http://127.0.0.1:9/model.ckpt")
+    checkout.card("net", url="https://127.0.0.1:9/model.ckpt")
     checkout.card("images", terms="https://terms.example.org")
     assert checkout("all", PARTICLEDAPS_MIRROR=f"{web.address}/weights/").returncode == 0
     assert [name for name, _ in web.asked] == ["weights/net.pt", "weights/images.pt"]
 
 
-def test_a_folder_can_be_the_mirror(checkout, tmp_path):
+# --- encryption ------------------------------------------------------------------------------------------------------
+
+
+def test_a_mirror_without_encryption_is_used_with_a_warning_and_checked(checkout, web):
+    web.files["net.pt"] = web.files["other.pt"] = CONTENT
+    checkout.card("net", sha256=sha256(CONTENT))
+    checkout.card("other", sha256="0" * 64)
+    process = checkout("net", PARTICLEDAPS_MIRROR=web.plain_address)
+    assert process.returncode == 0 and (checkout.cache / "net.pt").read_bytes() == CONTENT
+    assert process.stderr == (
+        f"download.sh: PARTICLEDAPS_MIRROR={web.plain_address} is not encrypted: anyone on the way can change files; "
+        "checksums are still compared\n"
+    )
+    refused(checkout("other", PARTICLEDAPS_MIRROR=web.plain_address.upper()), "is not encrypted", "has sha256")
+    assert checkout.left() == ["checksums.txt", "net.pt"]
+
+
+@pytest.mark.parametrize("scheme", ["ftp://", "file://", "FILE:", "", "httpx://", "--output "])
+def test_a_mirror_of_another_kind_is_refused_before_anything_starts(checkout, web, tmp_path, scheme):
     (tmp_path / "mirror").mkdir()
     (tmp_path / "mirror" / "net.pt").write_bytes(CONTENT)
     checkout.card("net")
-    assert checkout("net", PARTICLEDAPS_MIRROR=f"file://{tmp_path}/mirror").returncode == 0
-    assert (checkout.cache / "net.pt").read_bytes() == CONTENT
+    process = checkout("net", PARTICLEDAPS_MIRROR=f"{scheme}{tmp_path}/mirror")
+    refused(process, f"PARTICLEDAPS_MIRROR={scheme}", "must begin with https://", status=2)
+    assert process.stderr.count("\n") == 1 and process.stdout == "" and not checkout.cache.exists()
+
+
+def test_a_redirection_that_leaves_encryption_is_refused(checkout, web):
+    web.files["net.pt"] = web.files["new.pt"] = CONTENT
+    web.moved = {"net.pt": f"{web.plain_address}/new.pt"}
+    checkout.card("net")
+    process = checkout("net")
+    refused(process, f"refused: {web.address}/net.pt is or leads to an address without https", "not there yet: net")
+    assert web.asked == [("net.pt", 0)] and checkout.left() == []
+    web.moved = {"net.pt": f"{web.address}/new.pt"}
+    assert checkout("net").returncode == 0 and (checkout.cache / "net.pt").read_bytes() == CONTENT
+
+
+def test_a_host_that_cannot_prove_its_name_is_refused(checkout, web):
+    web.files["net.pt"] = CONTENT
+    checkout.card("net")
+    refused(checkout("net", CURL_CA_BUNDLE=""), "curl failed with status 60", "not there yet: net")
+    assert checkout.left() == []
+
+
+@pytest.mark.parametrize("mirror, allowed", [("", "https"), ("https://a.org", "https"), ("http://a.org", "http,https")])
+def test_every_call_of_curl_is_bound_to_its_protocols(checkout, tmp_path, mirror, allowed):
+    (tmp_path / "bin").mkdir()
+    fake = tmp_path / "bin" / "curl"
+    fake.write_text(f'#!/bin/sh\necho "$*" >>"{tmp_path}/calls"\nprintf 416\nexit 22\n')  # 416: asks for the size
+    fake.chmod(0o755)
+    checkout.card("net")
+    checkout("net", PARTICLEDAPS_MIRROR=mirror, PATH=f"{tmp_path}/bin:{os.environ['PATH']}", PARTICLEDAPS_ATTEMPTS=1)
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert len(calls) == 2 and "--head" in calls[1] and "--head" not in calls[0]
+    assert all(call.startswith(f"--proto ={allowed} --proto-redir ={allowed} ") for call in calls)
 
 
 # --- archives, conversion, places ------------------------------------------------------------------------------------

@@ -1,14 +1,19 @@
 import hashlib
 import json
+import os
 
 import pytest
 import torch
 
+from evaluation import lpips
 from evaluation.metrics import lpips_files
 from priors import cards, dino
 from priors.cards import Card
+from priors.prior import PriorError
 from runs import weight_checks
+from runs.checks import SettingsError
 from runs.installation import NOTE, OK, PROBLEM
+from runs.operators import load_blur_network
 from runs.weight_checks import card_findings, dino_finding, lpips_finding
 
 SUM = hashlib.sha256(b"weights").hexdigest()
@@ -52,17 +57,35 @@ def test_a_damaged_conversion_is_a_problem(known):
 
 def test_lpips_that_is_missing_or_damaged(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("PARTICLEDAPS_CACHE", str(tmp_path / "cache"))
     assert lpips_finding().state == NOTE and lpips_finding().remedy == "bash download.sh lpips"
     for path in lpips_files():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"weights")
     assert lpips_finding().state == PROBLEM
+    assert "vgg16-397923af.pth has another sha256 than its card" in lpips_finding().text
+    assert lpips_finding().remedy == "delete the file, then: bash download.sh lpips"
+
+
+def test_code_in_a_weight_file_of_lpips_is_a_problem_and_does_not_run(monkeypatch, tmp_path):
+    class Code:
+        def __reduce__(self):
+            return os.system, (f"touch '{tmp_path}/RAN'",)
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(lpips, "problem_with_file", lambda card: None)  # as if every checksum agreed
+    for path in lpips_files():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save({"a": Code()}, path)
+    finding = lpips_finding()
+    assert finding.state == PROBLEM and "code that no weights need (it did not run)" in finding.text
+    assert not (tmp_path / "RAN").exists()
 
 
 @pytest.mark.parametrize("factor, state", [(1.0, OK), (0.0, PROBLEM)])
 def test_lpips_must_tell_two_images_apart(monkeypatch, tmp_path, factor, state):
     monkeypatch.setattr(weight_checks, "lpips_files", lambda: [])
-    monkeypatch.setattr(weight_checks, "load_lpips", lambda device: lambda x, y: factor * (x - y).square().mean())
+    monkeypatch.setattr(weight_checks, "read_lpips", lambda device: lambda x, y: factor * (x - y).square().mean())
     assert lpips_finding().state == state
 
 
@@ -90,3 +113,17 @@ def test_dino_weights_of_the_download_are_found(monkeypatch, tmp_path):
 def test_the_card_of_dino_is_the_file_that_is_looked_for():
     card = cards.read_cards()["dino"]
     assert card.path().name == "vit_small_patch16_224.dino.safetensors" and card.place == "checkpoints"
+
+
+@pytest.mark.parametrize("name", ["dino", "nonlinear-blur"])
+def test_other_weights_than_those_of_the_first_download_are_not_loaded(monkeypatch, tmp_path, name):
+    monkeypatch.setenv("PARTICLEDAPS_CACHE", str(tmp_path))
+    card = cards.read_cards()[name]
+    card.path().write_bytes(b"planted")
+    (tmp_path / cards.CHECKSUMS).write_text(f"{SUM}  {card.file}\n")
+    loads = {"dino": lambda: dino.DinoFeatures("vit_tiny_patch16_224", card.path())}
+    loads["nonlinear-blur"] = lambda: load_blur_network(card.path())
+    with pytest.raises(
+        (PriorError, SettingsError), match=f"another sha256 .*: delete it, then: bash download.sh {name}"
+    ):
+        loads[name]()
