@@ -15,14 +15,23 @@ from operators.phase_retrieval import rotate_180
 
 ODD_THRESHOLD = 0.7
 EVEN_THRESHOLD = 0.7
+WHOLE_THRESHOLD = 0.7
+"""Projection on the truth from which a reconstruction shows it, where there are no twins."""
+SOLVABLE = ("0", "180", "symmetric")
 SOLVED_DB = 18.0
 SOLVED_MARGIN_DB = 2.0
+SAME_TWINS_DB = 40.0
+"""A truth this near to its own rotation is its own twin: reconstructions of 25 dB do not tell the two apart."""
 THRESHOLDS = {
     "odd": ODD_THRESHOLD,
     "even": EVEN_THRESHOLD,
+    "whole": WHOLE_THRESHOLD,
     "solved_db": SOLVED_DB,
     "solved_above_twin_average_db": SOLVED_MARGIN_DB,
+    "symmetric_db": SAME_TWINS_DB,
 }
+ROTATION = "rotate_180"
+"""Name of the symmetry that makes twins."""
 
 
 @dataclass(frozen=True)
@@ -30,24 +39,29 @@ class Modes:
     """Labels of P reconstructions of one truth.
 
     Attributes:
-        labels: ``0`` upright, ``180`` rotated, ``mixed`` (both twins superposed) or ``none``.
+        labels: ``0`` upright, ``180`` rotated, ``mixed`` (both twins superposed) or ``none``; ``symmetric`` where the
+            truth is its own twin. Where the operator has no twins: ``0`` or ``none``.
         twin_fit: ``(a, b)`` of the fit ``x ~ a x* + b g(x*)``, each.
         channel_fit: the same fit of each channel alone, a list of C pairs each.
-        solved: upright or rotated, and good enough.
-        coverage: number of distinct solved labels among the particles that count.
+        solved: upright, rotated or symmetric, and good enough.
+        coverage: number of distinct solved labels among the particles that count; None for a symmetric truth.
     """
 
     labels: list[str]
     twin_fit: list[tuple[float, float]]
     channel_fit: list[list[tuple[float, float]]]
     solved: list[bool]
-    coverage: int
+    coverage: int | None
 
 
 def _parts(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Odd and mean-free even part under the rotation, like ``x``."""
     odd, even = (x - rotate_180(x)) / 2, (x + rotate_180(x)) / 2
-    return odd, even - even.mean((-2, -1), keepdim=True)
+    return odd, _mean_free(even)
+
+
+def _mean_free(x: torch.Tensor) -> torch.Tensor:
+    return x - x.mean((-2, -1), keepdim=True)
 
 
 def _projection(x: torch.Tensor, onto: torch.Tensor) -> torch.Tensor:
@@ -72,24 +86,58 @@ def label(c_odd: float, c_even: float) -> str:
     return "mixed" if c_even > EVEN_THRESHOLD else "none"
 
 
+def is_own_twin(truth: torch.Tensor) -> bool:
+    """Is an image ``(1, C, H, W)`` its own rotation, to :data:`SAME_TWINS_DB`?"""
+    return psnr_db(rotate_180(truth), truth).item() >= SAME_TWINS_DB
+
+
+def has_twins(symmetries: Sequence[Symmetry]) -> bool:
+    """Do an operator's symmetries hold the rotation, so that an image and its twin have one measurement?"""
+    return ROTATION in [s.name for s in symmetries]
+
+
 def find_modes(
-    x: torch.Tensor, truth: torch.Tensor, aligned_psnr_db: list[float], counts: Sequence[bool] | None = None
+    x: torch.Tensor,
+    truth: torch.Tensor,
+    aligned_psnr_db: list[float],
+    counts: Sequence[bool] | None = None,
+    twins: bool = True,
 ) -> Modes:
     """Label ``x`` ``(P, C, H, W)`` against ``truth`` ``(1, C, H, W)``.
 
-    Solved means label ``0`` or ``180`` and an aligned PSNR of at least ``min(twin average + 2, 18)`` dB, where "twin
-    average" is the PSNR of the superposition of both twins. Only particles that ``counts`` says so enter the coverage
-    (None: all): a twin that was made by turning its particle found no mode.
+    Solved means one of the labels ``0``, ``180`` and ``symmetric`` and an aligned PSNR of at least ``min(twin average +
+    2, 18)`` dB, where "twin average" is the PSNR of the superposition of both twins (18 dB where there are no two).
+
+    Args:
+        x: reconstructions.
+        truth: what they should be.
+        aligned_psnr_db: of each.
+        counts: which particles enter the coverage, None: all. A twin that was made by turning its particle found no
+            mode.
+        twins: whether the operator takes an image and its rotation for the same, see :func:`has_twins`.
     """
     c_odd, c_even = (c.tolist() for c in twin_projections(x, truth))
-    labels = [label(o, e) for o, e in zip(c_odd, c_even, strict=True)]
-    twin_average = psnr_db((truth + rotate_180(truth)) / 2, truth).item()
-    needed = min(twin_average + SOLVED_MARGIN_DB, SOLVED_DB)
-    solved = [n in ("0", "180") and q >= needed for n, q in zip(labels, aligned_psnr_db, strict=True)]
+    symmetric = twins and is_own_twin(truth)
+    if symmetric:
+        labels = ["symmetric"] * len(x)
+    elif twins:
+        labels = [label(o, e) for o, e in zip(c_odd, c_even, strict=True)]
+    else:
+        whole = _projection(*(_mean_free(image.double()) for image in (x, truth))).tolist()
+        labels = ["0" if c > WHOLE_THRESHOLD else "none" for c in whole]
+    needed = _needed_db(truth) if twins and not symmetric else SOLVED_DB
+    solved = [n in SOLVABLE and q >= needed for n, q in zip(labels, aligned_psnr_db, strict=True)]
     channels = [twin_projections(x[:, c : c + 1], truth[:, c : c + 1]) for c in range(x.shape[1])]
     by_channel = [_fits(odd.tolist(), even.tolist()) for odd, even in channels]
-    coverage = len({n for n, s, c in zip(labels, solved, counts or [True] * len(x), strict=True) if s and c})
+    found = {n for n, s, c in zip(labels, solved, counts or [True] * len(x), strict=True) if s and c}
+    coverage = None if symmetric else len(found)
     return Modes(labels, _fits(c_odd, c_even), [list(f) for f in zip(*by_channel, strict=True)], solved, coverage)
+
+
+def _needed_db(truth: torch.Tensor) -> float:
+    """Aligned PSNR that tells a twin from the superposition of both."""
+    twin_average = psnr_db((truth + rotate_180(truth)) / 2, truth).item()
+    return min(twin_average + SOLVED_MARGIN_DB, SOLVED_DB)
 
 
 def _fits(c_odd: list[float], c_even: list[float]) -> list[tuple[float, float]]:

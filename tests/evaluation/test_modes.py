@@ -3,8 +3,9 @@ import torch
 from analytic import normal
 
 from evaluation.metrics import psnr_db
-from evaluation.modes import agreement_db, channel_agreement, find_modes, label, symmetry_index
+from evaluation.modes import agreement_db, channel_agreement, find_modes, has_twins, label, symmetry_index
 from operators.operator import IDENTITY, Symmetry
+from operators.phase_retrieval import PhaseRetrieval
 
 
 def flipped(x):
@@ -185,3 +186,39 @@ def test_agreement_is_that_of_what_is_shown():
     bright = torch.where(TRUTH > 0.9, 1.0, TRUTH)
     over = torch.where(TRUTH > 0.9, 3.0, TRUTH)
     assert agreement_db(bright, over, (IDENTITY,)).item() == pytest.approx(80.0)
+
+
+def its_own_twin(seed=3):
+    x = truth_image(seed=seed)
+    return (x + flipped(x)) / 2
+
+
+def test_a_truth_that_is_its_own_twin_is_solved_by_psnr():
+    truth = its_own_twin()
+    x = torch.cat([truth, truth + 0.3 * NOISE, NOISE])
+    found = find_modes(x, truth, psnr_db(x, truth.expand_as(x)).tolist())
+    assert found.labels == ["symmetric"] * 3 and found.coverage is None
+    assert found.solved == [True, True, False]
+
+
+def test_a_truth_that_is_nearly_its_own_twin():
+    """Twins that a good reconstruction tells apart are two, others one."""
+    even, odd = its_own_twin(), (TRUTH - flipped(TRUTH)) / 2
+    for strength, expected in ((0.002, "symmetric"), (0.2, "0")):
+        truth = even + strength * odd
+        assert find_modes(truth, truth, [80.0]).labels == [expected]
+
+
+def test_without_twins_an_image_is_there_or_not():
+    rotated, average = flipped(TRUTH), (TRUTH + flipped(TRUTH)) / 2
+    x = torch.cat([TRUTH, 0.9 * TRUTH + 0.05, TRUTH + 0.3 * NOISE, rotated, average, NOISE, -TRUTH])
+    quality = psnr_db(x, TRUTH.expand_as(x)).tolist()
+    found = find_modes(x, TRUTH, quality, twins=False)
+    assert found.labels == ["0", "0", "0", "none", "none", "none", "none"]
+    assert found.solved == [n == "0" and q >= 18 for n, q in zip(found.labels, quality, strict=True)]
+    assert find_modes(TRUTH, TRUTH, [17.9], twins=False).solved == [False]
+    assert find_modes(its_own_twin(), its_own_twin(), [80.0], twins=False).labels == ["0"]
+
+
+def test_twins_follow_the_symmetries_of_the_operator():
+    assert has_twins(PhaseRetrieval().symmetries()) and not has_twins((IDENTITY,))
