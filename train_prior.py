@@ -17,9 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 from generate import draw_samples
 from priors.autoencoder import KLAutoencoder
 from priors.embedded import read_config
-from runs.checks import SettingsError
+from runs.checks import DataError, SettingsError
 from runs.command_line import CONFIG_DIR, INTERRUPTED, fail, register, run
-from runs.images import DataError
 from training.autoencoder import build as build_autoencoder
 from training.autoencoder import train_autoencoder
 from training.data import TrainingImages, load_training_images, step_generator

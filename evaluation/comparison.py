@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 TOLERANCE = 1e-5  # relative; float sums of one measurement differ by less between devices
@@ -90,15 +90,35 @@ class Measurements:
         name: name of the run, for messages.
         conditions: what every measurement shares (noise level, oversampling, range, seed).
         fingerprints: image id -> fingerprint.
+        inputs: image id -> name of its input in its data set; ids that are missing have none (older files).
     """
 
     name: str
     conditions: dict[str, Any]
     fingerprints: dict[int, Fingerprint]
+    inputs: dict[int, str] = field(default_factory=dict)
+
+
+def partners(first: Measurements, other: Measurements) -> dict[int, int]:
+    """Ids of images in ``other`` -> ids of the same images in ``first``: by the names of their inputs.
+
+    An image without a name, or one whose name ``first`` does not know, pairs with the one of its own id: where a name
+    is missing, or where both are the same measurement under two names (a folder and an archive of one data set).
+    """
+    by_name = {name: i for i, name in first.inputs.items()}
+    found = {i: by_name[name] for i, name in other.inputs.items() if name in by_name}
+    taken = set(found.values())
+    for i in other.fingerprints.keys() & first.fingerprints.keys():
+        if i in found or i in taken:
+            continue
+        nameless = i not in first.inputs or i not in other.inputs
+        if nameless or _difference(first.fingerprints[i], other.fingerprints[i]) is None:
+            found[i] = i
+    return found
 
 
 def common_images(first: Measurements, other: Measurements) -> list[int]:
-    """Ids of the images that both runs reconstructed, from equal measurements.
+    """Ids in ``first`` of the images that both runs reconstructed, from equal measurements.
 
     Raises:
         ComparisonError: no image is common, or a measurement differs (``TOLERANCE``, relative).
@@ -107,24 +127,30 @@ def common_images(first: Measurements, other: Measurements) -> list[int]:
     for key, value in first.conditions.items():
         if other.conditions[key] != value:
             raise ComparisonError(f"{cannot}: {key} is {other.conditions[key]!r} there and {value!r} in {first.name}")
-    common = sorted(first.fingerprints.keys() & other.fingerprints.keys())
-    if not common:
+    pairs_of_ids = partners(first, other)
+    if not pairs_of_ids:
         raise ComparisonError(f"{cannot}: they have no image in common")
-    for image_id in common:
-        _check_same(first.fingerprints[image_id], other.fingerprints[image_id], f"{cannot}: of image {image_id} ")
-    return common
+    for theirs, ours in sorted(pairs_of_ids.items(), key=lambda pair: pair[1]):
+        difference = _difference(first.fingerprints[ours], other.fingerprints[theirs])
+        if difference is not None:
+            name = f" ({first.inputs[ours]})" if ours in first.inputs else ""
+            raise ComparisonError(f"{cannot}: of image {ours}{name} {difference}")
+    return sorted(pairs_of_ids.values())
 
 
-def without_fingerprint(first: Measurements, other: Measurements, common: Iterable[int]) -> list[int]:
-    """Those of the images ``common`` that ``common_images`` could match by noise floor only."""
-    return [i for i in common if None in (first.fingerprints[i].mean_rms, other.fingerprints[i].mean_rms)]
+def without_fingerprint(first: Measurements, other: Measurements) -> list[int]:
+    """Ids in ``first`` of the common images that could be matched by their noise floor only."""
+    found = partners(first, other).items()
+    return sorted(a for b, a in found if None in (first.fingerprints[a].mean_rms, other.fingerprints[b].mean_rms))
 
 
-def _check_same(first: Fingerprint, other: Fingerprint, where: str) -> None:
+def _difference(first: Fingerprint, other: Fingerprint) -> str | None:
+    """In what two measurements differ, in words; None for equal ones."""
     names, values = ["noise floor"], [(first.noise_floor, other.noise_floor)]
     if first.mean_rms is not None and other.mean_rms is not None:
         names += ["mean of y", "root mean square of y"]
         values += zip(first.mean_rms, other.mean_rms, strict=True)
     for name, (a, b) in zip(names, values, strict=True):
         if not math.isclose(a, b, rel_tol=TOLERANCE):
-            raise ComparisonError(f"{where}the {name} differs ({b:.8g} against {a:.8g})")
+            return f"the {name} differs ({b:.8g} against {a:.8g})"
+    return None

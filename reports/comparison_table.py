@@ -10,6 +10,7 @@ from evaluation.comparison import (
     paired_difference,
     paired_ratio,
     pairs,
+    partners,
     without_fingerprint,
 )
 from reports.results import METRICS, ImageResult, Run
@@ -70,9 +71,10 @@ def comparison_table(runs: list[Run], everything: bool = False) -> tuple[Table, 
     (first, *others), (label, *labels) = runs, label_runs(runs)
     rows, notes = [], []
     for run, name in zip(others, labels, strict=True):
-        common = common_images(first.measurements, run.measurements)
-        rows += [[name, label, *cells] for cells in _differences(first, run, quantities(everything))]
-        notes += [f"{name} against {label}: {note}" for note in _left_out(first, run, common)]
+        common_images(first.measurements, run.measurements)
+        ids = partners(first.measurements, run.measurements)
+        rows += [[name, label, *cells] for cells in _differences(first, run.with_ids(ids), quantities(everything))]
+        notes += [f"{name} against {label}: {note}" for note in _left_out(first, run, ids)]
     return Table(columns, rows), notes
 
 
@@ -91,16 +93,16 @@ def _difference_row(name: str, a: dict[int, float], b: dict[int, float], result:
     return [name, *means, result, result.count]
 
 
-def _left_out(first: Run, other: Run, common: list[int]) -> list[str]:
+def _left_out(first: Run, other: Run, ids: dict[int, int]) -> list[str]:
     notes = []
-    for run in (first, other):
+    for run, common in ((first, sorted(ids.values())), (other, sorted(ids))):
         alone = [i for i in run.images if i not in common]
         diverged = [i for i in common if not run.images[i].loss]
         if alone:
             notes.append(f"left out {id_ranges(alone)}, only in {run.path}")
         if diverged:
             notes.append(f"{id_ranges(diverged)} diverged in {run.path}, counted in success rate and coverage only")
-    unknown = without_fingerprint(first.measurements, other.measurements, common)
+    unknown = without_fingerprint(first.measurements, other.measurements)
     if unknown:
         notes.append(f"{id_ranges(unknown)} matched by noise floor only, a file has no fingerprint of y")
     return notes

@@ -1,6 +1,7 @@
 """Reads ``metrics.json`` (schema 1) back."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def _repulsion_row(row: dict[str, Any]) -> RepulsionRow:
 def _images(metrics: dict[str, Any], ids: list[int], timing: dict[str, Any]) -> dict[int, ImageResult]:
     quality = {name: _by_id(metrics[name], ids) for name in METRICS if metrics[name] is not None}
     modes, measurement = _by_id(metrics["modes"], ids), _by_id(metrics["measurement"], ids)
-    optimization = _by_id(metrics["optimization"], ids)
+    optimization, inputs = _by_id(metrics["optimization"], ids), _by_id(metrics.get("inputs"), ids)
     counted = timing.get("per_image_calls") or [None] * len(ids)
     images = {}
     for image_id, seconds, calls in zip(ids, timing["per_image_seconds"], counted, strict=True):
@@ -89,6 +90,8 @@ def _images(metrics: dict[str, Any], ids: list[int], timing: dict[str, Any]) -> 
             seconds=_number(seconds),
             calls=None if calls is None else calls["decoder_gradient"],
             iterations=None if work is None else sum(work["iterations"]),
+            source=inputs.get(image_id, {}).get("name"),
+            sha256=inputs.get(image_id, {}).get("sha256"),
         )
     return images
 
@@ -106,8 +109,9 @@ def _quality(row: dict[str, Any]) -> Quality:
 
 def _fingerprint(row: dict[str, Any]) -> Fingerprint:
     found = row.get("fingerprint")
-    mean_rms = None if found is None else (_number(found[0]), _number(found[1]))
-    return Fingerprint(mean_rms, _number(row["noise_floor"]))
+    mean_rms = None if found is None or None in found else (_number(found[0]), _number(found[1]))
+    floor = _number(row["noise_floor"], null=True)
+    return Fingerprint(mean_rms, math.inf if floor is None else floor)  # of an absurd measurement
 
 
 def _number(value: Any, null: bool = False) -> Any:

@@ -45,6 +45,8 @@ class ImageResult:
         seconds: time it took.
         calls: decoder calls with gradient, None where they were not counted.
         iterations: of the latent optimisation over all particles, None without it.
+        source: name of its input in its data set; None in older files.
+        sha256: of its input; None in older files.
     """
 
     quality: dict[str, Quality]
@@ -55,6 +57,8 @@ class ImageResult:
     seconds: float
     calls: int | None
     iterations: int | None
+    source: str | None = None
+    sha256: str | None = None
 
     @property
     def success(self) -> bool | None:
@@ -121,7 +125,12 @@ class Run:
     @property
     def measurements(self) -> Measurements:
         """What decides whether two runs can be paired."""
-        return Measurements(self.name, self.conditions, {i: r.fingerprint for i, r in self.images.items()})
+        inputs = {i: r.source for i, r in self.images.items() if r.source is not None}
+        return Measurements(self.name, self.conditions, {i: r.fingerprint for i, r in self.images.items()}, inputs)
+
+    def with_ids(self, ids: dict[int, int]) -> "Run":
+        """The images that ``ids`` names, under their new ids."""
+        return dataclasses.replace(self, images={ids[i]: image for i, image in self.images.items() if i in ids})
 
     def values(self, metric: str, field: str) -> list[float | None]:
         """One field of a metric, an entry an image."""
@@ -157,6 +166,10 @@ def _join_two(first: Run, other: Run) -> Run:
     overlap = sorted(first.images.keys() & other.images.keys())
     if overlap:
         raise ResultsError(f"{cannot}: both hold image {overlap[0]}")
+    names = {i.source: i for i in first.images.values() if i.source is not None}
+    for image_id, image in other.images.items():
+        if (twin := names.get(image.source)) is not None and twin.sha256 == image.sha256:
+            raise ResultsError(f"{cannot}: both hold {image.source} (image {image_id} of the second)")
     failed_later = {i: s for i, s in other.states.items() if i not in first.images}
     return dataclasses.replace(
         first,

@@ -8,6 +8,10 @@ class SettingsError(ValueError):
     """The configuration cannot be run; the message lists every problem, key by key."""
 
 
+class DataError(ValueError):
+    """The images that a run asks for cannot be used; the message says which and why."""
+
+
 class Checks:
     """Collects problems so that a user sees all of them at once."""
 

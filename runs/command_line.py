@@ -14,20 +14,32 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from runs.text_keys import quote_text
+
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "configs"
-FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+CONFIGS = {"config": "run_settings", "train_prior": "training_settings"}
+SCHEMAS: dict[str, type] = {}
+"""Registered schemas by name."""
+FAILED, BAD_INPUT, NOTHING, INTERRUPTED = 1, 2, 3, 130
 
 
 def register(name: str, node: type) -> None:
     """Make a dataclass known as the schema ``name`` of a configuration."""
     ConfigStore.instance().store(name=name, node=node)
+    SCHEMAS[name] = node
+
+
+def literal(config_name: str, arguments: list[str]) -> list[str]:
+    """Arguments in which text stays as it was typed, see :mod:`runs.text_keys`."""
+    schema = SCHEMAS.get(CONFIGS.get(config_name))
+    return arguments if schema is None else quote_text(arguments, schema)
 
 
 def compose_config(config_name: str, overrides: list[str]) -> DictConfig:
     """Compose ``configs/<config_name>.yaml`` with overrides, outside Hydra's own main."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        return compose(config_name, overrides)
+        return compose(config_name, literal(config_name, overrides))
 
 
 def all_keys(config: Any, prefix: str = "") -> list[str]:
@@ -96,11 +108,13 @@ def _open_ended(key: str) -> bool:
 def run(program: str, config_name: str, hydra_main: Callable[[], Any]) -> None:
     """Check the command line, then hand over to a ``hydra.main`` function; errors end in one sentence.
 
-    Exit status: 0, 1 if an image failed, 2 for input that cannot be used, 130 after Ctrl-C.
+    Exit status: 0; 1 if an image failed; 2 for input that cannot be used; 3 if nothing came out of an image (every
+    particle diverged); 130 after Ctrl-C.
     """
     problem = check_overrides(config_name, sys.argv[1:])
     if problem is not None:
         fail(program, problem)
+    sys.argv[1:] = literal(config_name, sys.argv[1:])
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     hydra_main()
 

@@ -1,28 +1,70 @@
-"""The hash of what determines a run's numbers."""
+"""The identity of a run: what determines its numbers, for any version of the configuration."""
 
+import dataclasses
 import hashlib
 import json
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, get_args, get_type_hints
 
-SILENT_AT_DEFAULT = {  # keys without effect at these values: the hash is the same with and without them
-    ("model", "class_id"): None,
-    ("model", "prompt"): "",
-    ("model", "guidance_scale"): 1.0,
-    ("model", "latent_scale"): None,
-    ("model", "image_size"): None,
-    ("sampler", "families"): {},
-}
-NOT_IN_HASH = ("save_dir", "name", "device", "gpu", "use_tpu", "save_trajectory")
+from runs.keys import NEVER
+from runs.settings import RunSettings
+
+Config = Mapping[str, Any]
 
 
-def config_sha256(config: dict[str, Any]) -> str:
-    """Hash of what determines the numbers: everything but where, on what and for which image ids."""
-    kept = {k: v for k, v in config.items() if k not in NOT_IN_HASH}
-    kept["data"] = {k: v for k, v in config["data"].items() if k not in ("start_id", "end_id")}
-    for (part, key), default in SILENT_AT_DEFAULT.items():
-        if part in kept and kept[part].get(key, default) == default:
-            kept[part] = {k: v for k, v in kept[part].items() if k != key}
-    if config.get("model", {}).get("family") != "sd" and "sd" in config.get("task", {}).get("mcmc", {}):
-        others = {k: v for k, v in config["task"]["mcmc"].items() if k != "sd"}
-        kept["task"] = config["task"] | {"mcmc": others}  # without effect for other families too
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+def identity(config: Config, schema: type = RunSettings) -> dict[str, Any]:
+    """The part of a configuration that determines the numbers, without keys at their neutral values.
+
+    Two runs are the same if these are equal, whichever of them was stored before a key existed.
+
+    Args:
+        config: a merged configuration; keys that the schema does not know count.
+        schema: the dataclass that describes it.
+    """
+    family = (config.get("model") or {}).get("family")
+    return _significant(config, schema, family)
+
+
+def config_sha256(config: Config) -> str:
+    """Hash of a run's :func:`identity`."""
+    return hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()
+
+
+def changed_keys(first: Config, other: Config) -> list[str]:
+    """Dotted names of the keys in which two identities differ."""
+    return _changed(identity(first), identity(other), "")
+
+
+def _significant(config: Config, schema: type, family: str | None) -> dict[str, Any]:
+    fields, types, kept = {f.name: f for f in dataclasses.fields(schema)}, get_type_hints(schema), {}
+    for name, value in config.items():
+        facts = fields[name].metadata if name in fields else {}
+        if not facts.get("identity", True) or value == facts.get("neutral", NEVER):
+            continue
+        if facts.get("always") is not None and isinstance(value, Mapping):
+            value = {k: v for k, v in value.items() if k == family or k in facts["always"]}
+        kept[name] = _inner(value, types.get(name), family)
+    return kept
+
+
+def _inner(value: Any, hint: Any, family: str | None) -> Any:
+    """The significant part of a group of keys, or of each entry of a table of groups; other values as they are."""
+    if not isinstance(value, Mapping):
+        return value
+    if dataclasses.is_dataclass(hint):
+        return _significant(value, hint, family)
+    entry = (get_args(hint) or (None,))[-1]
+    if dataclasses.is_dataclass(entry):
+        return {k: _inner(v, entry, family) for k, v in value.items()}
+    return value
+
+
+def _changed(first: Config, other: Config, prefix: str) -> list[str]:
+    changed = []
+    for name in sorted(set(first) | set(other)):
+        a, b = first.get(name), other.get(name)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            changed += _changed(a, b, f"{prefix}{name}.")
+        elif a != b:
+            changed.append(prefix + name)
+    return changed

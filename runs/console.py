@@ -10,6 +10,9 @@ from priors.prior import Prior
 from runs.plots import Snapshot
 from state import Hook, Info, State
 
+UNEXPLAINED = 3.0
+"""A loss of more than so many floors is no fit of a measurement."""
+
 
 class ProgressHook(Hook):
     """A bar over the levels with sigma and the lowest data loss beside its expectation.
@@ -134,7 +137,23 @@ def results_table(metrics: dict[str, Any], names: dict[int, str]) -> str:
         a, b, c = (number(raw[k]) for k in ("best_mean", "mean_of_means", "selected_mean"))
         d, e = (number(aligned[k]) for k in ("best_mean", "mean_of_means"))
         lines.append(f"{'mean':<22}{a:>8}{b:>8}{c:>10}{d:>9}{e:>8}")
-    return "\n".join(lines + agreement_lines(metrics, names))
+    return "\n".join(lines + unexplained_lines(metrics, names) + agreement_lines(metrics, names))
+
+
+def unexplained_lines(metrics: dict[str, Any], names: dict[int, str]) -> list[str]:
+    """Images whose measurement no particle explains, though a loss near the floor was to be expected."""
+    found = []
+    for row in metrics["measurement"]["per_image"]:
+        loss, floor = min(row["loss"], default=None), row["noise_floor"]
+        if loss is not None and floor is not None and loss > UNEXPLAINED * floor:
+            name = names.get(row["image_id"], str(row["image_id"]))
+            found.append(f"{name} (loss {magnitude(loss).strip()}, {loss / floor:.0f} floors)")
+    if not found:
+        return []
+    return [
+        f"not explained: {', '.join(found)}: is the measurement in the convention that the task expects, "
+        "and has the sampler enough steps?"
+    ]
 
 
 def agreement_lines(metrics: dict[str, Any], names: dict[int, str]) -> list[str]:

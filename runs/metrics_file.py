@@ -1,29 +1,24 @@
 """``metrics.json``, schema 1, from the records of a run's images."""
 
-import platform
 import statistics
-import subprocess
 from datetime import UTC, datetime
-from importlib.metadata import version
 from itertools import zip_longest
-from pathlib import Path
 from typing import Any
 
 from evaluation.comparison import estimate
 from evaluation.modes import THRESHOLDS
 from runs.config_hash import config_sha256
+from runs.environment import git_commit, versions
 
 SCHEMA = 1
 METRICS = ("psnr", "ssim", "lpips")
 ALIGNMENTS = ("", "_aligned", "_channel_aligned")
 """As it is, after the best of the operator's symmetries, after the best combination of turned channels."""
-PACKAGES = ("torch", "torchvision", "diffusers", "timm", "numpy", "piq", "hydra-core")
 MEASUREMENT_RANGES = {
     "phase_retrieval": "images in [0, 1] before the transform",
     "nonlinear_blur": "images in [-1, 1] (the network sees [0, 1])",
     "custom": "images in [-1, 1], as the operator takes them",
 }
-ROOT = Path(__file__).resolve().parent.parent
 
 Record = dict[str, Any]
 
@@ -37,6 +32,7 @@ def build_metrics(records: list[Record], config: dict[str, Any]) -> dict[str, An
             metrics[name + suffix] = _metric(done, name + suffix, lower_is_better=name == "lpips")
     return metrics | {
         "modes": _modes(done),
+        "inputs": {"per_image": [_input(r) for r in done]},
         "measurement": {"per_image": [{"image_id": r["image_id"], **r["measurement"]} for r in done]},
         "selection": _selection(done),
         "start": _per_image(done, "start"),
@@ -77,21 +73,31 @@ def metadata(done: list[Record], config: dict[str, Any]) -> dict[str, Any]:
             "oversample": task["oversample"] if kind == "phase_retrieval" else None,
             "compat": config["compat"],
         },
-        "versions": {"python": platform.python_version(), **{p: version(p) for p in PACKAGES}},
+        "versions": versions(),
         "git_commit": git_commit(),
         "config_sha256": config_sha256(config),
         "device": device,
+        "environments": _environments(done),
         "gpu": {"peak_vram_mb": max(peaks, default=None)},
     }
 
 
-def git_commit() -> str | None:
-    """Commit of this checkout, or None."""
-    try:
-        command = ["git", "-C", str(ROOT), "rev-parse", "HEAD"]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
+def _environments(done: list[Record]) -> list[dict[str, Any]]:
+    """What the images were computed with, an entry for each different one, and its image ids."""
+    found: list[dict[str, Any]] = []
+    for record in done:
+        facts = record.get("environment")  # older records lack it
+        same = next((row for row in found if row["facts"] == facts), None)
+        if same is None:
+            found.append({"facts": facts, "image_ids": [record["image_id"]]})
+        else:
+            same["image_ids"].append(record["image_id"])
+    return found
+
+
+def _input(record: Record) -> dict[str, Any]:
+    source = record.get("input") or {"name": None, "sha256": None}  # older records lack it
+    return {"image_id": record["image_id"], **source}
 
 
 def mean(values: list[float]) -> float | None:
@@ -165,7 +171,7 @@ def _modes(done: list[Record]) -> dict[str, Any] | None:
     overall = {
         "success_rate": mean([float(any(r["solved"])) for r in rows]),
         "particle_success_rate": mean(shares),
-        "coverage_mean": mean([float(r["coverage"]) for r in rows]),
+        "coverage_mean": mean([float(r["coverage"]) for r in rows if r["coverage"] is not None]),
     }
     return {"per_image": rows, "overall": overall, "thresholds": THRESHOLDS}
 

@@ -17,8 +17,10 @@ from operators.motion_blur import MotionBlur
 from operators.nonlinear_blur import NonlinearBlur
 from operators.operator import Operator
 from operators.phase_retrieval import PhaseRetrieval
-from runs.checks import Checks, SettingsError
-from runs.images import DataError, open_npz, read_array
+from priors.cards import refuse_known_file
+from priors.prior import PriorError
+from runs.checks import Checks, DataError, SettingsError
+from runs.npz import Archive
 from runs.rng import operator_generator
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -76,7 +78,10 @@ def load_blur_network(path: Path) -> BlurNetwork:
             "bash download.sh nonlinear-blur"
         )
     try:
+        refuse_known_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
+    except PriorError as error:
+        raise SettingsError(f"{key}: {error}") from error
     except Exception as error:  # torch.load raises whatever its readers raise
         first = str(error).splitlines()[0][:160]
         raise SettingsError(f"{key}: not a readable file of weights (truncated download?): {first}") from error
@@ -204,21 +209,23 @@ def operators_of_measurements(
     name = operator.part_name
     if name is None:
         return [operator] * len(ids)
-    with open_npz(path) as archive:
+    with Archive(path) as archive:
         if name not in archive.files:
             raise DataError(
                 f"{path} has no array '{name}': a measurement of {operator.name} needs the {name} that was used, "
                 f"({', '.join(('H', 'W') if name == 'mask' else ('k', 'k'))}) or one for each measurement"
             )
-        parts = read_array(archive, name, path)
-        count = len(read_array(archive, "y", path))
-        order = read_array(archive, "image_ids", path).tolist() if "image_ids" in archive.files else range(count)
-    if parts.dtype.kind not in "biuf" or parts.ndim not in (2, 3) or (parts.ndim == 3 and len(parts) not in (1, count)):
-        raise DataError(f"{path}: {name} is {parts.dtype} {parts.shape}, expected one for all or for each of {count}")
-    rows = {image_id: row for row, image_id in enumerate(order)}
-    parts = np.broadcast_to(parts, (count, *parts.shape[-2:]))
+        (shape, dtype), count = archive.header(name), archive.header("y")[0][0]
+        if dtype.kind not in "biuf" or len(shape) not in (2, 3) or (len(shape) == 3 and shape[0] not in (1, count)):
+            raise DataError(f"{path}: {name} is {dtype} {shape}, expected one for all or for each of {count}")
+        order = archive.read("image_ids").tolist() if "image_ids" in archive.files else range(count)
+        rows = {image_id: row for row, image_id in enumerate(order)}
+        one_for_all = len(shape) == 2 or shape[0] == 1
+        wanted = None if one_for_all else sorted(rows[i] for i in ids)
+        parts = archive.read(name, wanted).reshape(-1, *shape[-2:])
+    place = {i: 0 if one_for_all else wanted.index(rows[i]) for i in ids}
     try:
-        bound = [operator.with_part(torch.from_numpy(parts[rows[i]].astype(np.float32))) for i in ids]
+        bound = [operator.with_part(torch.from_numpy(parts[place[i]].astype(np.float32))) for i in ids]
         for one in bound:
             one.measurement_shape(image_shape)
             one(torch.zeros(1, *image_shape))

@@ -10,14 +10,19 @@ import torch
 from tqdm import tqdm
 
 from evaluation.metrics import Evaluator, Scores, psnr_db
-from evaluation.modes import Modes, channel_agreement, find_modes, symmetry_index
+from evaluation.modes import Modes, channel_agreement, find_modes, has_twins, symmetry_index
 from evaluation.selection import Candidates, select
+from operators.magnitudes import Convention
+from operators.phase_retrieval import PhaseRetrieval
 from priors.prior import Prior
 from runs.console import ProgressHook, TrajectoryHook
 from runs.cost import Calls
 from runs.drawing import draw_result
+from runs.environment import device_facts, environment
+from runs.files import replacing
 from runs.hook_records import optimization_record, repulsion_record, resampling_record, symmetry_record
 from runs.hooks import HookPlan
+from runs.measurements import FORM, ORIGIN
 from runs.metrics_file import ALIGNMENTS, Record
 from runs.phases import ClockHook, PhaseClock
 from runs.record import RunFolder
@@ -42,6 +47,7 @@ class Reconstructor:
         particle_ids: the particles to run.
         save_trajectory: draw trajectory figures.
         calls: counts the calls of ``prior``.
+        prior_sha256: of its weights, for the record.
         selection_rule: how the answer is chosen, see :data:`evaluation.selection.RULES`.
     """
 
@@ -56,10 +62,12 @@ class Reconstructor:
         particle_ids: list[int],
         save_trajectory: bool,
         calls: Calls,
+        prior_sha256: str,
         selection_rule: str = "loss",
     ) -> None:
         self.prior, self.settings, self.evaluator = prior, settings, evaluator
         self.plan, self.calls, self.selection_rule = plan, calls, selection_rule
+        self.prior_sha256 = prior_sha256
         self.folder, self.seed, self.particle_ids, self.save_trajectory = folder, seed, particle_ids, save_trajectory
 
     def run(self, problem: Problem) -> Record:
@@ -71,6 +79,7 @@ class Reconstructor:
             record = {
                 "image_id": problem.image_id,
                 "name": problem.name,
+                "input": problem.source._asdict(),
                 "state": "failed",
                 "diverged_particles": [],
                 "error": f"{type(error).__name__}: {error}",
@@ -120,8 +129,9 @@ class Reconstructor:
             selection = select(self.prior, problem.operator, candidates, self.selection_rule)
         if ids and problem.truth is not None:
             scores = self.evaluator(images, problem.truth)
-            twins = [row["child"] for row in info.rows.get("twins", [])]
-            modes = find_modes(images, problem.truth, scores.aligned["psnr"], [i not in twins for i in ids])
+            made = [row["child"] for row in info.rows.get("twins", [])]
+            counts, twins = [i not in made for i in ids], has_twins(problem.operator.symmetries())
+            modes = find_modes(images, problem.truth, scores.aligned["psnr"], counts, twins)
         agreed = next((row["agreed"] for row in info.rows.get("restarts_end", [])), None)
         return Result(problem, images, loss, ids, state.particle_id[~alive].tolist(), selection, scores, modes, agreed)
 
@@ -132,12 +142,15 @@ class Reconstructor:
         if result.problem.operator.part is not None:
             arrays[result.problem.operator.part_name] = result.problem.operator.part[None]
         numbers = {name: value.cpu().numpy() for name, value in arrays.items()}
-        np.savez_compressed(
-            self.folder.floats_path(result.problem.image_id),
-            image_ids=np.array([result.problem.image_id]),
-            particle_ids=np.array(result.particle_ids, dtype=np.int64),
-            **numbers,
-        )
+        if isinstance(result.problem.operator, PhaseRetrieval):
+            numbers |= {FORM: np.array(Convention().measurement), ORIGIN: np.array(Convention().origin)}
+        with replacing(self.folder.floats_path(result.problem.image_id)) as path:
+            np.savez_compressed(
+                path,
+                image_ids=np.array([result.problem.image_id]),
+                particle_ids=np.array(result.particle_ids, dtype=np.int64),
+                **numbers,
+            )
 
     def _record(self, result: Result, clock: PhaseClock, info: Info, cost: dict[str, Any]) -> Record:
         problem, selection = result.problem, result.selection
@@ -147,10 +160,11 @@ class Reconstructor:
         return {
             "image_id": problem.image_id,
             "name": problem.name,
+            "input": problem.source._asdict(),
             "origin": problem.origin,
             "state": "ok" if result.particle_ids else "diverged",
             "diverged_particles": sorted({*result.diverged_ids, *dropped}),
-            "error": None,
+            "error": None if result.particle_ids else self._why_diverged(problem),
             "particle_ids": result.particle_ids,
             **self._quality(result),
             "measurement": {
@@ -186,7 +200,29 @@ class Reconstructor:
             },
             "vram": {name: phase.peak_vram_mb for name, phase in clock.phases.items()},
             "device": device_facts(problem.y.device),
+            "environment": environment(problem.y.device),
+            "prior_sha256": self.prior_sha256,
         }
+
+    def _why_diverged(self, problem: Problem) -> str:
+        """The likely reason why every particle of an image became non-finite, and what to do."""
+        prior, sigma, chain = self.prior, self.settings.path[0], self.settings.chain
+        z = sigma * torch.ones(len(self.particle_ids), *prior.latent_shape, device=problem.y.device)
+        with torch.no_grad():
+            denoised = prior.denoiser(z, sigma.to(z))
+        decoded = prior.decode(denoised)
+        if not (denoised.isfinite().all() and decoded.isfinite().all()):
+            return (
+                "every particle diverged: the prior's networks return numbers that are not finite (damaged weights, "
+                "or too little range: precision=float32)"
+            )
+        if not problem.operator.loss(decoded, problem.y.expand(len(z), *problem.y.shape[1:])).isfinite().all():
+            largest = problem.y.abs().max().item()
+            return f"every particle diverged: the measurement is out of scale (values up to {largest:.3g})"
+        return (
+            f"every particle diverged: the chain is unstable here; lower sampler.mcmc.step_size={chain.step_size:g}, "
+            f"or raise sampler.mcmc.tau={self.settings.tau:g}"
+        )
 
     @staticmethod
     def _pseudo_inverse_psnr(problem: Problem) -> float | None:
@@ -227,18 +263,3 @@ def quality_record(scores: Scores, modes: Modes, index: int, symmetry: str) -> d
     facts = {"labels": modes.labels, "coverage": modes.coverage, "twin_fit": fits, "channel_fit": channel_fits}
     facts |= {"solved": modes.solved}
     return {"metrics": metrics, "selected": selected, "modes": facts}
-
-
-def device_facts(device: torch.device) -> dict[str, str | None]:
-    """Type and name of a device, for the record."""
-    if device.type == "cuda":
-        return {"type": "cuda", "name": torch.cuda.get_device_name(device)}
-    return {"type": device.type, "name": _processor_name()}
-
-
-def _processor_name() -> str | None:
-    try:
-        with open("/proc/cpuinfo") as handle:
-            return next((line.split(":", 1)[1].strip() for line in handle if line.startswith("model name")), None)
-    except OSError:
-        return None

@@ -1,23 +1,36 @@
-"""Results on disk: one record an image, ``metrics.json`` from all of them, resume."""
+"""Results on disk: one record an image, ``metrics.json`` from all of them, resume; several processes may share them."""
 
+import hashlib
 import json
 import math
 import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from runs.checks import SettingsError
-from runs.config_hash import NOT_IN_HASH, config_sha256
+from runs.claims import STALE_SECONDS, Claim, Holder, clock_of, folder_lock, take
+from runs.config_hash import changed_keys, config_sha256
+from runs.files import links_below, remove_abandoned, write_atomically
+from runs.image_folder import Known
 from runs.metrics_file import Record, build_metrics
+from runs.stored_config import dump_config, read_config
 
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a whole file or nothing."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+__all__ = ["RunFolder", "finite", "write_atomically"]
+RECORD_NAME = re.compile(r"\d{5,}\.json")
+STATES = ("ok", "diverged", "failed")
+FileState = tuple[int, int, int]
+NO_CONFIG = {
+    "name": "",
+    "seed": 0,
+    "num_samples": 0,
+    "compat": {},
+    "data": {},
+    "task": {"kind": "", "noise_sigma": 0.0, "oversample": 0.0},
+}
+"""Enough of a configuration to see whether a record has what metrics.json is made of."""
 
 
 def finite(value: Any) -> Any:
@@ -32,6 +45,9 @@ def finite(value: Any) -> Any:
 class RunFolder:
     """``<save_dir>/<name>`` with its configuration, records and pictures.
 
+    It belongs to one identity (:mod:`runs.config_hash`). Several processes of that identity may work in it: each image
+    is claimed by one of them.
+
     Args:
         save_dir: folder of all results.
         name: name of the run.
@@ -45,80 +61,188 @@ class RunFolder:
 
     def __init__(self, save_dir: str, name: str, config: dict[str, Any]) -> None:
         self.path, self.config = Path(save_dir) / name, config
+        self._read: dict[str, tuple[FileState, Record | None]] = {}
         self._check()
 
     def _check(self) -> None:
-        existing = self.path / "config.yaml"
-        if existing.exists():
-            theirs = _read_config(existing)
-            if config_sha256(theirs) != config_sha256(self.config):
-                changed = _changed_keys(theirs, self.config)
-                raise SettingsError(
-                    f"{self.path} holds a run with another configuration (it differs in {', '.join(changed[:6])}); "
-                    "choose another name= or save_dir=, or remove that folder"
-                )
+        if (self.path / "config.yaml").exists():
+            self._check_identity()
         probe = self.path
         while not probe.exists():
             probe = probe.parent
         if not probe.is_dir() or not os.access(probe, os.W_OK):
             raise SettingsError(f"save_dir: cannot write to {self.path} ({probe} is not a writable folder)")
+        if links := links_below(self.path):
+            raise SettingsError(
+                f"{links[0]} is a link, and what it leads to would be overwritten: remove it, or choose another name="
+            )
+
+    def _check_identity(self) -> None:
+        theirs = read_config(self.path / "config.yaml")
+        if config_sha256(theirs) != config_sha256(self.config):
+            changed = changed_keys(theirs, self.config)
+            raise SettingsError(
+                f"{self.path} holds a run with another configuration (it differs in {', '.join(changed[:6])}); "
+                "choose another name= or save_dir=, or remove that folder"
+            )
 
     def open(self) -> None:
-        """Create the folder and write ``config.yaml``; called once everything else has loaded."""
+        """Create the folder and write ``config.yaml``; called once everything else has loaded.
+
+        Raises:
+            SettingsError: it cannot be written, or a run of another configuration was faster.
+        """
         try:
             for sub in self.SUBFOLDERS:
                 (self.path / sub).mkdir(parents=True, exist_ok=True)
+            with folder_lock(self.path):
+                self._check()
+                write_atomically(self.path / "config.yaml", dump_config(self.config))
+            remove_abandoned(self.path, clock_of(self.path) - STALE_SECONDS)
         except OSError as error:
             raise SettingsError(f"save_dir: cannot write to {self.path}: {error.strerror}") from error
-        write_atomically(self.path / "config.yaml", yaml.safe_dump(self.config, sort_keys=False))
 
-    def has(self, image_id: int) -> bool:
-        """Is this image finished (a failed one is tried again)?"""
+    @contextmanager
+    def claim(self, image_id: int) -> Iterator[Holder | bool | None]:
+        """Work on an image alone: yields True, or, without waiting, who works on it (None: it is not known)."""
+        taken = take(self.path / "records" / f"{image_id:05d}.claim")
+        if not isinstance(taken, Claim):
+            yield taken
+            return
+        try:
+            yield True
+        finally:
+            taken.give_back()
+
+    def known_files(self, names: Sequence[str]) -> dict[str, Known]:
+        """Ids and checksums of the files of this run's folder of images, by their paths below it.
+
+        Args:
+            names: paths of the files that are there now, in natural order.
+        """
+        table, records = self._table(), {r["image_id"]: r for r in self.records()}
+        sums = {i: (r.get("input") or {}).get("sha256") for i, r in records.items()}
+        if table is None:  # stored before there was a table: a record's name is a file's without its suffix
+            table = {}
+            for image_id, record in records.items():
+                fitting = [n for n in names if Path(n).stem == record.get("name")]
+                own = [n for n in fitting if names.index(n) == image_id]
+                table |= {n: image_id for n in (own or fitting or [record.get("name")])[:1]}
+        return {name: Known(image_id, sums.get(image_id)) for name, image_id in table.items()}
+
+    def keep_files(self, ids: dict[str, int]) -> None:
+        """Write down the id of every file, for all later runs in this folder.
+
+        Raises:
+            SettingsError: another process has given other ids meanwhile.
+        """
+        with folder_lock(self.path):
+            table = self._table() or {}
+            if any(table.get(name, image_id) != image_id for name, image_id in ids.items()):
+                raise SettingsError(
+                    f"{self.path}: another process met other files in data.dir at this moment; start this one again"
+                )
+            if ids.keys() - table.keys():
+                text = json.dumps(dict(sorted((table | ids).items(), key=lambda item: item[1])), indent=1)
+                write_atomically(self.path / "images.json", text)
+
+    def _table(self) -> dict[str, int] | None:
+        table = _read_json(self.path / "images.json")
+        return table if isinstance(table, dict) and all(type(i) is int for i in table.values()) else None
+
+    def record(self, image_id: int) -> Record | None:
+        """The record of an image; None where there is none that can be read and is this image's."""
+        return self._record(self._record_path(image_id))
+
+    def set_aside(self, image_id: int) -> None:
+        """A record counts no more; it stays beside the others, under another name."""
         path = self._record_path(image_id)
-        return path.exists() and json.loads(path.read_text())["state"] != "failed"
+        os.replace(path, path.with_suffix(".replaced"))
 
     def save(self, record: Record) -> None:
-        """Write one image's record atomically, then ``metrics.json``."""
-        write_atomically(self._record_path(record["image_id"]), json.dumps(finite(record), indent=1))
+        """Write one image's record atomically, with a checksum of its own, then ``metrics.json``."""
+        plain = json.loads(json.dumps(finite({k: v for k, v in record.items() if k != "checksum"})))
+        text = json.dumps(plain | {"checksum": _checksum(plain)}, indent=1)
+        write_atomically(self._record_path(record["image_id"]), text)
         self.save_metrics()
 
     def floats_path(self, image_id: int) -> Path:
         """Where the measurement and the float estimates of an image lie."""
         return self.path / "floats" / f"{image_id:05d}.npz"
 
+    def record_files(self) -> list[Path]:
+        """The files of records, by name; whatever else lies there is passed over."""
+        return sorted(p for p in (self.path / "records").glob("*.json") if RECORD_NAME.fullmatch(p.name))
+
     def records(self) -> list[Record]:
-        """All records, by image id."""
-        found = [json.loads(p.read_text()) for p in (self.path / "records").glob("*.json")]
-        return sorted(found, key=lambda r: r["image_id"])
+        """All records that can be read, by image id."""
+        found = (self._record(path) for path in self.record_files())
+        return sorted((r for r in found if r is not None), key=lambda r: r["image_id"])
+
+    def damaged(self) -> list[Path]:
+        """Files of records that count as not there."""
+        return [path for path in self.record_files() if self._record(path) is None]
 
     def save_metrics(self) -> dict[str, Any]:
-        """Write and return ``metrics.json``."""
-        metrics = build_metrics(self.records(), self.config)
-        write_atomically(self.path / "metrics.json", json.dumps(finite(metrics), indent=1, allow_nan=False) + "\n")
-        return metrics
+        """Write and return ``metrics.json``, again if another process saved a record meanwhile."""
+        while True:
+            before = self._state_of_records()
+            metrics = build_metrics(self.records(), self.config)
+            write_atomically(self.path / "metrics.json", json.dumps(finite(metrics), indent=1, allow_nan=False) + "\n")
+            if self._state_of_records() == before:
+                return metrics
+
+    def _state_of_records(self) -> list[tuple[str, FileState | None]]:
+        return [(path.name, _file_state(path)) for path in self.record_files()]
+
+    def _record(self, path: Path) -> Record | None:
+        """Read a record, or remember it as long as its file stays the same."""
+        state = _file_state(path)
+        if state is None:
+            return None
+        known = self._read.get(path.name)
+        if known is None or known[0] != state:
+            known = self._read[path.name] = (state, _read_record(path))
+        return known[1]
 
     def _record_path(self, image_id: int) -> Path:
         return self.path / "records" / f"{image_id:05d}.json"
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def _file_state(path: Path) -> FileState | None:
+    """What changes when a file does; None where there is none."""
     try:
-        config = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError):
-        config = None
-    if not isinstance(config, dict) or not isinstance(config.get("data"), dict):
-        raise SettingsError(
-            f"{path} is not the configuration of a run; choose another name= or save_dir=, or remove that folder"
-        )
-    return config
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
-def _changed_keys(theirs: dict[str, Any], ours: dict[str, Any], prefix: str = "") -> list[str]:
-    changed = []
-    for key in sorted(set(theirs) | set(ours)):
-        a, b = theirs.get(key), ours.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            changed += _changed_keys(a, b, f"{prefix}{key}.")
-        elif a != b and key not in (*NOT_IN_HASH, "start_id", "end_id"):
-            changed.append(f"{prefix}{key}")
-    return changed
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def _read_record(path: Path) -> Record | None:
+    """A whole record whose id is its file's: a copy of another's record is none."""
+    record = _read_json(path)
+    if not isinstance(record, dict) or record.get("state") not in STATES:
+        return None
+    own = type(record.get("image_id")) is int and path.name == f"{record['image_id']:05d}.json"
+    return record if own and _is_whole(record) else None
+
+
+def _is_whole(record: Record) -> bool:
+    if "checksum" in record:
+        return record["checksum"] == _checksum({k: v for k, v in record.items() if k != "checksum"})
+    try:  # stored before records had checksums
+        build_metrics([record], NO_CONFIG)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+        return False
+    return True
+
+
+def _checksum(record: Record) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()

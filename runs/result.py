@@ -8,6 +8,7 @@ from evaluation.metrics import Scores
 from evaluation.modes import Modes
 from evaluation.selection import Selection
 from operators.operator import Operator
+from runs.sources import Source
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Problem:
         operator: of this image, with its mask or kernel.
         y: ``(1, ...)``.
         truth: ``(1, C, H, W)`` in [-1, 1], or None.
+        source: the file, row or picture that it comes from.
     """
 
     image_id: int
@@ -29,6 +31,7 @@ class Problem:
     operator: Operator
     y: torch.Tensor
     truth: torch.Tensor | None
+    source: Source
 
 
 @dataclass(frozen=True)

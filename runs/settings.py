@@ -1,13 +1,14 @@
 """The typed configuration of ``posterior_sample.py``.
 
 The dataclasses are the single source of names, types and defaults; the files in ``configs/`` only override them, and
-:mod:`runs.validation` checks them.
+:mod:`runs.validation` checks them. A new key needs a neutral value (:mod:`runs.keys`), so that stored runs go on.
 """
 
 from dataclasses import dataclass, field
 from typing import Any
 
 from runs.hook_settings import HookKeys
+from runs.keys import facts
 
 FOLDER_KINDS = ("ldm", "adm", "diffusers")
 
@@ -24,15 +25,17 @@ class DataSettings:
         start_id: first image id.
         end_id: one past the last image id; null means all.
         measurement: ``.npz`` with ``y`` ``(N, ...)`` (and ``image_ids``) to reconstruct instead of simulating.
+        bit_depth: of pictures with more than 8 bits, where their files do not tell: 12 for 12 bits stored in 16.
     """
 
     kind: str = "demo"
     dir: str | None = None
     path: str | None = None
     split: str = "test"
-    start_id: int = 0
-    end_id: int | None = None
+    start_id: int = field(default=0, metadata=facts(identity=False))
+    end_id: int | None = field(default=None, metadata=facts(identity=False))
     measurement: str | None = None
+    bit_depth: int | None = field(default=None, metadata=facts(neutral=None))
 
 
 @dataclass
@@ -58,11 +61,11 @@ class ModelSettings:
     target: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
     family: str | None = "cats64"
-    class_id: int | None = None
-    prompt: str = ""
-    guidance_scale: float = 1.0
-    latent_scale: float | None = None
-    image_size: int | None = None
+    class_id: int | None = field(default=None, metadata=facts(neutral=None))
+    prompt: str = field(default="", metadata=facts(neutral=""))
+    guidance_scale: float = field(default=1.0, metadata=facts(neutral=1.0))
+    latent_scale: float | None = field(default=None, metadata=facts(neutral=None))
+    image_size: int | None = field(default=None, metadata=facts(neutral=None))
 
 
 @dataclass
@@ -93,7 +96,9 @@ class TaskSettings:
         target: for ``custom``: ``package.module:factory``, called with ``options``, returns an Operator.
         options: handed to the factory; for the other kinds the parameters of the operator (:mod:`runs.operators`).
         oversample: padding of phase retrieval in eighths of the side.
-        noise_sigma: standard deviation of the measurement noise.
+        noise_sigma: standard deviation of the measurement noise; of phase retrieval that of the amplitudes.
+        measurement: what a given phase-retrieval file holds: ``amplitude``, or ``intensity`` (squared amplitudes).
+        origin: where its frequency 0 is: ``centre``, or ``corner`` (the order of ``fft2``).
         mcmc: MCMC values per prior family.
     """
 
@@ -102,7 +107,9 @@ class TaskSettings:
     options: dict[str, Any] = field(default_factory=dict)
     oversample: float = 2.0
     noise_sigma: float = 0.05
-    mcmc: dict[str, ChainConfig] = field(default_factory=dict)
+    measurement: str = field(default="amplitude", metadata=facts(neutral="amplitude"))
+    origin: str = field(default="centre", metadata=facts(neutral="centre"))
+    mcmc: dict[str, ChainConfig] = field(default_factory=dict, metadata=facts(always=("pixel", "ldm", "cats64")))
 
 
 @dataclass
@@ -148,7 +155,7 @@ class SamplerConfig(FamilySampler):
         families: values per family of priors, for what is null here; empty once they are filled in.
     """
 
-    families: dict[str, FamilySampler] = field(default_factory=dict)
+    families: dict[str, FamilySampler] = field(default_factory=dict, metadata=facts(neutral={}))
 
 
 @dataclass
@@ -195,18 +202,18 @@ class RunSettings(HookKeys):
         save_trajectory: write the trajectory figures.
     """
 
-    name: str = "demo"
-    save_dir: str = "results"
+    name: str = field(default="demo", metadata=facts(identity=False))
+    save_dir: str = field(default="results", metadata=facts(identity=False))
     seed: int = 42
     num_samples: int = 4
     particle_ids: list[int] | None = None
-    use_tpu: bool = False
-    device: str = "auto"
-    gpu: int = 0
+    use_tpu: bool = field(default=False, metadata=facts(identity=False))
+    device: str = field(default="auto", metadata=facts(identity=False))
+    gpu: int = field(default=0, metadata=facts(identity=False))
     precision: str = "float32"
     selection_rule: str = "loss"
     decode_batch: int | None = None
-    save_trajectory: bool = True
+    save_trajectory: bool = field(default=True, metadata=facts(identity=False))
     data: DataSettings = field(default_factory=DataSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
     task: TaskSettings = field(default_factory=TaskSettings)

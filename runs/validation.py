@@ -4,12 +4,20 @@ from diffusion.mcmc import KERNELS
 from diffusion.paths import ENDS, PATHS
 from diffusion.pfode import SOLVERS
 from evaluation.selection import RULES
+from operators.magnitudes import FORMS, ORIGINS
 from runs.checks import Checks, SettingsError
 from runs.device import DEVICES
 from runs.family import follow_family, resolve_chain
 from runs.hook_checks import check_hooks
 from runs.operators import OPERATORS, check_options
-from runs.settings import FOLDER_KINDS, ModelSettings, RunSettings, TaskSettings, operator_arguments
+from runs.settings import (
+    FOLDER_KINDS,
+    DataSettings,
+    ModelSettings,
+    RunSettings,
+    TaskSettings,
+    operator_arguments,
+)
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 DATA_KINDS = ("demo", "folder", "npz")
@@ -68,6 +76,10 @@ def _check_parts(settings: RunSettings, checks: Checks) -> None:
             data.end_id > data.start_id,
             f"data.end_id={data.end_id}: must be greater than data.start_id={data.start_id}",
         )
+    if data.bit_depth is not None:
+        checks.number("data.bit_depth", data.bit_depth, 1, 32)
+        checks.require(images == "folder", f"data.bit_depth={data.bit_depth}: only for data=folder")
+    _check_convention(data, task, checks)
     checks.choice("model.kind", model.kind, MODEL_KINDS)
     checks.require(model.kind != "custom" or bool(model.target), "model.target is not set: package.module:factory")
     checks.require(model.kind != "embedded" or bool(model.path), "model.path is not set: folder of a trained prior")
@@ -82,6 +94,22 @@ def _check_parts(settings: RunSettings, checks: Checks) -> None:
     )
     if task.kind in OPERATORS:
         check_options(task.kind, task.options, operator_arguments(task), checks)
+
+
+def _check_convention(data: DataSettings, task: TaskSettings, checks: Checks) -> None:
+    """``task.measurement`` and ``task.origin`` describe a file of magnitudes; elsewhere they would be ignored."""
+    defaults = TaskSettings()
+    for name, allowed in (("measurement", FORMS), ("origin", ORIGINS)):
+        value = getattr(task, name)
+        checks.choice(f"task.{name}", value, allowed)
+        said = value != getattr(defaults, name)
+        checks.require(
+            not said or task.kind == "phase_retrieval", f"task.{name}={value}: only for task=phase_retrieval"
+        )
+        checks.require(
+            not said or data.measurement is not None,
+            f"task.{name}={value}: describes the file data.measurement, and there is none",
+        )
 
 
 def _check_model(model: ModelSettings, checks: Checks) -> None:

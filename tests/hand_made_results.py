@@ -107,12 +107,14 @@ def hand_made(psnr, name="exp", truth=True, seconds=4.0, losses=(75.0, 76.0), it
             "git_commit": None,
             "config_sha256": SHA,
             "device": {"type": "cpu", "name": None},
+            "environments": [{"facts": None, "image_ids": ids}],
             "gpu": {"peak_vram_mb": max(peaks.values(), default=None)},
         },
         **{key: metric(value) if truth else None for key, value in values.items()},
         "lpips": None,
         "lpips_aligned": None,
         "modes": modes(rows) if truth else None,
+        "inputs": {"per_image": [{"image_id": i, "name": None, "sha256": None} for i, _ in rows]},
         "measurement": {"per_image": [measurement(i, s, list(losses)) for i, s in rows]},
         "selection": {
             "per_image": [

@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 
 METRICS = ("psnr", "ssim", "lpips", "psnr_aligned", "ssim_aligned", "lpips_aligned")
-LABELS = {"0", "180", "mixed", "none"}
+LABELS = {"0", "180", "mixed", "none", "symmetric"}
 STATES = {"ok", "diverged", "failed"}
 PHASES = (
     {"sampling"},
@@ -60,12 +60,13 @@ def listed(value, where, item, length=None):
 
 def check(metrics):
     """Raise AssertionError where ``metrics`` breaks the schema."""
-    top = ("schema", "metadata", *METRICS, "modes", "measurement", "selection", "repulsion", "pruning")
+    top = ("schema", "metadata", *METRICS, "modes", "inputs", "measurement", "selection", "repulsion", "pruning")
     keys(metrics, "metrics", *top, "optimization", "timing", "vram", "status")
     need(metrics["schema"] == 1, "schema", metrics["schema"])
     check_metadata(metrics["metadata"])
     ids = metrics["metadata"]["image_ids"]
     particles = check_measurement(metrics["measurement"], ids)
+    need([r["image_id"] for r in metrics["inputs"]["per_image"]] == ids, "inputs", "does not follow image_ids")
     for name in METRICS:
         if metrics[name] is not None:
             check_quality(metrics[name], name, ids, particles)
@@ -99,6 +100,8 @@ def check_metadata(meta):
         number(meta["conventions"][name], f"conventions.{name}", null=True)
     keys(meta["versions"], "versions", "python", "torch")
     text(meta["git_commit"], "git_commit", null=True)
+    seen = [i for row in meta["environments"] for i in row["image_ids"]]
+    need(sorted(seen) == meta["image_ids"], "metadata.environments", "not every image once")
     need(len(meta["config_sha256"]) == 64, "config_sha256", meta["config_sha256"])
     keys(meta["device"], "device", "type", "name")
     keys(meta["gpu"], "gpu", "peak_vram_mb")
@@ -149,11 +152,14 @@ def check_modes(modes, ids, particles):
         keys(row, "modes", "labels", "coverage", "twin_fit")
         listed(row["labels"], "labels", lambda v, w: need(v in LABELS, w, v), count)
         listed(row["twin_fit"], "twin_fit", lambda v, w: (number(v["a"], w), number(v["b"], w)), count)
-        integer(row["coverage"], "coverage")
+        own_twin = "symmetric" in row["labels"]
+        need((row["coverage"] is None) == own_twin, "coverage", "null beside two twins, or a number beside one")
+        integer(row["coverage"], "coverage", null=own_twin)
     rates = ("success_rate", "particle_success_rate", "coverage_mean")
     keys(modes["overall"], "modes.overall", *rates)
     for key in rates:
-        number(modes["overall"][key], f"modes.overall.{key}", null=not any(particles))
+        none_counts = key == "coverage_mean" and all(row["coverage"] is None for row in modes["per_image"])
+        number(modes["overall"][key], f"modes.overall.{key}", null=none_counts or not any(particles))
 
 
 def check_selection(selection, particles):

@@ -14,7 +14,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from priors.embedded import CONFIG, load_embedded, read_config
 from priors.prior import PriorError
-from runs.images import DataError, npz_split, to_tensor
+from runs.checks import DataError
+from runs.images import npz_split, to_tensor
 from training.export import prior_figures
 
 

@@ -27,6 +27,7 @@ from evaluation.comparison import (
     common_images,
     estimate,
     paired_difference,
+    partners,
 )
 from reports.read_metrics import read_run
 from reports.results import ResultsError, join_runs
@@ -84,17 +85,25 @@ def only_common_images(points: list[Point]) -> list[Point]:
         ResultsError: there is no such image.
         ComparisonError: two runs did not see the same measurements.
     """
+    reference = points[-1].measurements
+    ids = [partners(reference, point.measurements) for point in points]
     for point in points[:-1]:
-        common_images(points[-1].measurements, point.measurements)
-    common = set.intersection(*({i for i, v in p.psnr.items() if v is not None} for p in points))
-    if not common:
+        common_images(reference, point.measurements)
+    scored = [
+        {own[i] for i, v in p.psnr.items() if v is not None and i in own} for p, own in zip(points, ids, strict=True)
+    ]
+    kept = sorted(set.intersection(*scored))
+    if not kept:
         raise ResultsError("the runs have no image in common")
-    kept = sorted(common)
 
-    def cut(values: dict[int, float]) -> dict[int, float]:
-        return {i: values[i] for i in kept}
+    def cut(values: dict[int, float], own: dict[int, int]) -> dict[int, float]:
+        renamed = {own[i]: value for i, value in values.items() if i in own}
+        return {i: renamed[i] for i in kept}
 
-    return [p._replace(calls=cut(p.calls), psnr=cut(p.psnr), seconds=cut(p.seconds)) for p in points]
+    return [
+        p._replace(calls=cut(p.calls, own), psnr=cut(p.psnr, own), seconds=cut(p.seconds, own))
+        for p, own in zip(points, ids, strict=True)
+    ]
 
 
 def draw(points: list[Point]) -> Figure:

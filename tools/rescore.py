@@ -9,49 +9,54 @@ import argparse
 import sys
 from pathlib import Path
 
-import numpy as np
+import piq
 import torch
-import yaml
 from omegaconf import OmegaConf
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from evaluation.metrics import Evaluator, load_lpips
-from evaluation.modes import find_modes
+from evaluation.lpips import LpipsError, read_lpips
+from evaluation.metrics import Evaluator
+from evaluation.modes import find_modes, has_twins
 from runs.build import build_operator
-from runs.checks import SettingsError
+from runs.checks import DataError, SettingsError
 from runs.metrics_file import Record
+from runs.npz import Archive
 from runs.reconstruct import quality_record
 from runs.record import RunFolder
 from runs.settings import TaskSettings
+from runs.stored_config import read_config
 
 
 def rescore_record(record: Record, evaluator: Evaluator, floats: Path) -> Record:
     """``record`` with metrics, modes and selected values computed anew; unchanged without truth or particles."""
-    with np.load(floats, allow_pickle=False) as arrays:
+    with Archive(floats) as arrays:
         if "truth" not in arrays.files or not record["particle_ids"]:
             return record
-        estimates, truth = torch.from_numpy(arrays["estimates"]), torch.from_numpy(arrays["truth"])
+        estimates, truth = torch.from_numpy(arrays.read("estimates")), torch.from_numpy(arrays.read("truth"))
     scores = evaluator(estimates, truth)
-    twins = [pair["child"] for pair in (record.get("optimization") or {}).get("twins", [])]
-    modes = find_modes(estimates, truth, scores.aligned["psnr"], [i not in twins for i in record["particle_ids"]])
+    made = [pair["child"] for pair in (record.get("optimization") or {}).get("twins", [])]
+    counts = [i not in made for i in record["particle_ids"]]
+    modes = find_modes(estimates, truth, scores.aligned["psnr"], counts, has_twins(evaluator.symmetries))
     index = record["particle_ids"].index(record["selection"]["selected_particle"])
     return record | quality_record(scores, modes, index, record["selection"]["symmetry"])
 
 
-def rescore(path: Path) -> int:
+def rescore(path: Path, lpips: piq.ContentLoss | None = None) -> int:
     """Rescore one run folder; returns the number of images.
 
     Raises:
-        SettingsError: the folder holds no run.
+        SettingsError, DataError: the folder holds no run, or floats cannot be read.
     """
     if not (path / "config.yaml").is_file():
         raise SettingsError(f"{path} holds no run (config.yaml is missing)")
-    config = yaml.safe_load((path / "config.yaml").read_text())
+    config = read_config(path / "config.yaml")
     task = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TaskSettings), config["task"]))
     operator = build_operator(task)
-    evaluator = Evaluator(operator.symmetries(), load_lpips(torch.device("cpu")), operator.channel_symmetries)
+    evaluator = Evaluator(operator.symmetries(), lpips, operator.channel_symmetries)
     folder = RunFolder(str(path.parent), path.name, config)
+    for damaged in folder.damaged():
+        print(f"{damaged} cannot be read and is left out")
     records = [r for r in folder.records() if r["state"] != "failed"]
     for record in records:
         folder.save(rescore_record(record, evaluator, folder.floats_path(record["image_id"])))
@@ -62,10 +67,15 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Recompute scores from saved floats.")
     parser.add_argument("folders", type=Path, nargs="+", help="run folders, <save_dir>/<name>")
-    for path in parser.parse_args().folders:
+    folders, lpips = parser.parse_args().folders, None
+    try:
+        lpips = read_lpips(torch.device("cpu"))
+    except LpipsError as error:
+        print(f"LPIPS is left out: {error}")
+    for path in folders:
         try:
-            print(f"{path}: {rescore(path)} images rescored")
-        except (SettingsError, OSError) as error:
+            print(f"{path}: {rescore(path, lpips)} images rescored")
+        except (SettingsError, DataError, OSError) as error:
             sys.exit(f"rescore.py: {error}")
 
 

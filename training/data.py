@@ -10,15 +10,10 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from runs.images import (
-    DataError,
-    image_files,
-    load_image,
-    npz_training,
-    open_npz,
-    read_array,
-    to_tensor,
-)
+from runs.checks import DataError
+from runs.image_folder import image_files
+from runs.images import load_image, npz_training, to_tensor
+from runs.npz import Archive
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
@@ -114,8 +109,8 @@ def _from_folder(path: Path, resolution: int, zoom: float, min_crop: float, clos
     if len(files) < 2:
         raise DataError(f"{path} holds {len(files)} image: a training needs at least 2, one of them held out")
     held_out = set(range(0, len(files), max(len(files) // 150, 10)))
-    small = np.stack([load_image(f, resolution) for f in files])
-    large = np.stack([load_image(f, 2 * resolution) for f in files])
+    small = np.stack([_eight_bits(f, resolution) for f in files])
+    large = np.stack([_eight_bits(f, 2 * resolution) for f in files])
     rest = [i for i in range(len(files)) if i not in held_out]
     validation = to_tensor(small[sorted(held_out)])
     return TrainingImages(
@@ -123,9 +118,13 @@ def _from_folder(path: Path, resolution: int, zoom: float, min_crop: float, clos
     )
 
 
+def _eight_bits(path: Path, resolution: int) -> np.ndarray:
+    return np.round(load_image(path, resolution)).astype(np.uint8)  # deeper pictures arrive as floats in [0, 255]
+
+
 def _decode_jpegs(path: Path) -> np.ndarray:
-    with open_npz(path) as archive:
-        data, offsets = read_array(archive, "train_bytes", path), read_array(archive, "train_offsets", path)
+    with Archive(path) as archive:
+        data, offsets = archive.read("train_bytes"), archive.read("train_offsets")
     pieces = (data[a:b].tobytes() for a, b in itertools.pairwise(offsets))
     return np.stack([np.asarray(Image.open(io.BytesIO(piece)).convert("RGB")) for piece in pieces])
 

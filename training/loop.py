@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from runs.images import DataError
+from runs.checks import DataError
 
 LossFunction = Callable[[int], dict[str, torch.Tensor]]
 ValidationFunction = Callable[[nn.Module], dict[str, float]]

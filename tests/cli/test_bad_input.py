@@ -52,7 +52,7 @@ COMMAND_LINES = {
     "no value for a flag": (["save_trajectory=maybe"], "save_trajectory=maybe", "bool"),
     "no key=value": (["demo"], "'demo' is no override", "key=value"),
     "option without a plus": (["model.options.file=net.pt"], "takes a plus: +model.options.file=net.pt"),
-    "broken syntax": (["name=["], "name=["),
+    "broken syntax": (["num_samples=["], "num_samples=["),
     "broken reference": (["name=${nothing}"], "name", "nothing"),
     "missing value": (["data.dir=???"], "data.dir is not set"),
     "model option": (["model=cat"], "model=cat: allowed are cats64, custom, diffusers, embedded"),
@@ -272,7 +272,7 @@ def test_measurement(refuses, tmp_path, arrays, fragments):
 @pytest.mark.parametrize("key", ["y", "image_ids"])
 def test_pickled_measurement_runs_no_code(refuses, tmp_path, key):
     np.savez(tmp_path / "y.npz", **({"y": Y} | {key: np.array([RunsCode(tmp_path / "ran")], dtype=object)}))
-    refuses([f"data.measurement={tmp_path}/y.npz"], f"array '{key}'", "allow_pickle=False")
+    refuses([f"data.measurement={tmp_path}/y.npz"], f"array '{key}'", "holds Python objects")
     assert not (tmp_path / "ran").exists()
 
 

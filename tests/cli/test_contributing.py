@@ -1,4 +1,4 @@
-"""The custom prior of CONTRIBUTING.md works as it is printed."""
+"""The examples of CONTRIBUTING.md work as they are printed."""
 
 import importlib
 import re
@@ -10,6 +10,8 @@ import metrics_schema
 import pytest
 import torch
 from tiny import reconstruct
+
+from runs.config_hash import identity
 
 TEXT = (Path(__file__).resolve().parents[2] / "CONTRIBUTING.md").read_text()
 FEW = ("sampler.annealing.num_steps=2", "sampler.mcmc.num_steps=2", "num_samples=2", "data.end_id=1", "device=cpu")
@@ -42,3 +44,12 @@ def test_the_custom_prior_in_30_lines(workplace):
     hyperparameters = metrics["metadata"]["hyperparameters"]
     assert hyperparameters["sampler"]["annealing"]["sigma_max"] == 100  # the annealing of pixel priors
     assert [row["state"] for row in metrics["status"]["per_image"]] == ["ok"]
+
+
+def test_a_key_that_is_added_shuts_out_no_stored_run():
+    part = TEXT.split("## Add a key\n")[1].split("\n## ")[0]
+    names = {}
+    exec(compile(re.search(r"```python\n(.*?)```", part, re.DOTALL)[1], "CONTRIBUTING.md", "exec"), names)
+    keys = names["MoreKeys"]
+    assert identity({}, keys) == identity({"patience": 0, "report": False}, keys) == {}
+    assert identity({"patience": 5}, keys) == {"patience": 5}

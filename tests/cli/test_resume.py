@@ -118,7 +118,7 @@ def test_a_diverged_particle_leaves_its_neighbours_alone(baseline, tiny_run, tin
 @pytest.mark.parametrize("factory", ["denoiser", "decoder"])
 def test_all_particles_diverged(drawn_run, tiny_prior, faulty_prior, factory):
     outcome = drawn_run(*faulty_prior(factory, tiny_prior, [0, 1, 2, 3]), "data.end_id=1", "save_trajectory=true")
-    assert outcome.status == 0, outcome.err
+    assert outcome.status == 3, outcome.err
     metrics = metrics_schema.load(drawn_run.folder / "metrics.json")
     assert [r["state"] for r in metrics["status"]["per_image"]] == ["diverged"]
     assert [r["samples"] for r in metrics["psnr"]["per_image"]] == [[]]

@@ -11,6 +11,7 @@ from evaluation.comparison import (
     estimate,
     paired_difference,
     paired_ratio,
+    partners,
     without_fingerprint,
 )
 
@@ -80,7 +81,35 @@ def test_other_measurements_are_refused(changed, message):
 def test_without_a_fingerprint_the_floor_decides():
     first, other = measurements(), measurements("b", images=(1, 2), mean_rms=None)
     assert common_images(first, other) == [1, 2]
-    assert without_fingerprint(first, other, [1, 2]) == without_fingerprint(other, first, [1, 2]) == [1, 2]
-    assert without_fingerprint(first, first, [1, 2]) == []
+    assert without_fingerprint(first, other) == without_fingerprint(other, first) == [1, 2]
+    assert without_fingerprint(first, first) == []
     with pytest.raises(ComparisonError, match="noise floor"):
         common_images(first, measurements("b", mean_rms=None, floor=71.0))
+
+
+def named(run, *rows):
+    """Measurements of ``(id, name, mean of y)``."""
+    found = {i: Fingerprint((mean, 0.43), 70.0) for i, _, mean in rows}
+    return Measurements(run, CONDITIONS, found, {i: name for i, name, _ in rows if name is not None})
+
+
+def test_images_pair_by_the_names_of_their_inputs():
+    first, other = named("a", (0, "b", 0.1), (1, "d", 0.2)), named("b", (0, "a", 0.5), (1, "b", 0.1), (2, "d", 0.2))
+    assert partners(first, other) == {1: 0, 2: 1} and common_images(first, other) == [0, 1]
+    assert partners(other, first) == {0: 1, 1: 2}
+
+
+def test_one_name_with_two_measurements_is_no_pair():
+    with pytest.raises(ComparisonError, match=r"of image 0 \(b\) the mean of y differs \(0\.3 against 0\.1\)"):
+        common_images(named("a", (0, "b", 0.1)), named("b", (1, "b", 0.3)))
+
+
+def test_another_name_under_one_id_is_another_image_unless_the_measurement_is_the_same():
+    first = named("a", (0, "b", 0.1), (1, "d", 0.2))
+    assert partners(first, named("b", (0, "a", 0.5), (1, "d", 0.2))) == {1: 1}
+    assert partners(first, named("b", (0, "test_00000", 0.1))) == {0: 0}  # one data set, as folder and as archive
+
+
+def test_runs_without_names_pair_by_id():
+    first = named("a", (0, None, 0.1), (1, None, 0.2))
+    assert partners(first, named("b", (1, "d", 0.2), (2, "x", 0.1))) == {1: 1}

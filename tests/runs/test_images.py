@@ -6,17 +6,11 @@ import pytest
 import torch
 from PIL import Image
 
-from runs.images import (
-    DataError,
-    demo_images,
-    image_files,
-    load_image,
-    load_images,
-    load_measurements,
-    npz_split,
-    to_tensor,
-    validation_indices,
-)
+from runs.checks import DataError
+from runs.image_folder import image_files
+from runs.images import demo_images, load_image, load_images, npz_split, to_tensor, validation_indices
+from runs.measurements import load_measurements
+from runs.settings import DataSettings
 
 WHITE, RED, BLUE = (255, 255, 255), (255, 0, 0), (0, 0, 255)
 
@@ -70,12 +64,16 @@ def test_sixteen_bits(tmp_path, suffix):
     values = np.full((8, 8), 32896, np.uint16)
     values[0] = 65535
     pixels = load_image(saved(tmp_path, Image.fromarray(values), f"0.{suffix}"), 8)
+    assert pixels.dtype == np.float32
     assert (pixels[0] == 255).all() and (pixels[1:] == 128).all()
 
 
 def test_a_dark_sixteen_bit_image_stays_dark(tmp_path):
-    pixels = load_image(saved(tmp_path, Image.fromarray(np.full((8, 8), 200, np.uint16))), 8)
-    assert pixels.max() <= 1
+    """A range below 2^14 is refused (fewer bits stored in 16?) and stays dark once it is said to be 16 bits."""
+    path = saved(tmp_path, Image.fromarray(np.full((8, 8), 200, np.uint16)))
+    with pytest.raises(DataError, match="16-bit values from 200 to 200.*data.bit_depth=16 if the picture is that dark"):
+        load_image(path, 8)
+    assert load_image(path, 8, bit_depth=16) == pytest.approx(np.full((8, 8, 3), 200 / 257), abs=1e-4)
 
 
 def test_exif_rotation_is_undone(tmp_path):
@@ -130,7 +128,7 @@ def test_natural_order(tmp_path):
 def test_folder_ids_are_positions_in_the_folder(tmp_path):
     for index in range(12):
         Image.new("L", (8, 8), 20 * index).save(tmp_path / f"{index}.png")
-    images = load_images("folder", str(tmp_path), None, "test", 9, 11, (3, 8, 8))
+    images = load_images(DataSettings("folder", str(tmp_path), start_id=9, end_id=11), (3, 8, 8))
     assert images.ids == (9, 10) and images.names == ("9", "10") and images.origins == ("data", "data")
     assert torch.allclose(images.pixels[1], torch.tensor(200 / 127.5 - 1))
 
@@ -140,7 +138,7 @@ def test_ids_that_are_not_there(tmp_path, start, end):
     for index in range(12):
         Image.new("L", (8, 8)).save(tmp_path / f"{index}.png")
     with pytest.raises(DataError, match=f"start_id={start}.*ids 0 to 11"):
-        load_images("folder", str(tmp_path), None, "test", start, end, (3, 8, 8))
+        load_images(DataSettings("folder", str(tmp_path), start_id=start, end_id=end), (3, 8, 8))
 
 
 @pytest.fixture
@@ -171,7 +169,7 @@ def test_splits_of_an_archive(archive):
     held_out = validation_indices(np.load(archive)["train_dupgroup"])
     assert np.array_equal(splits["validation"][:, 0, 0, 0], (held_out % 256).astype(np.uint8))
     assert np.isin(np.arange(400), held_out).sum() + len(splits["train"]) == 400
-    images = load_images("npz", None, str(archive), "test", 1, 3, (3, 8, 8))
+    images = load_images(DataSettings("npz", path=str(archive), start_id=1, end_id=3), (3, 8, 8))
     assert images.ids == (1, 2) and images.names == ("test_00001", "test_00002")
 
 
