@@ -3,6 +3,11 @@
 python generate.py --model assets/cats64 --count 16 --out results/samples.png
 """
 
+if __name__ == "__main__":  # before torch is loaded
+    from runs.start_up import begin
+
+    begin("generate.py")
+
 import argparse
 import sys
 from pathlib import Path
@@ -15,6 +20,7 @@ from priors.embedded import load_embedded
 from priors.prior import Prior, PriorError
 from runs.plots import contact_sheet, save_png
 from runs.rng import stream
+from runs.start_up import exit_stopped, ready
 
 SIGMA_MAX, SIGMA_MIN = 40.0, 0.01
 
@@ -64,7 +70,10 @@ def main() -> None:
         write(load_embedded(arguments.model), arguments.out, arguments.seed, arguments.count)
     except (PriorError, OSError) as error:
         sys.exit(f"generate.py: {error}")
+    except KeyboardInterrupt as stop:
+        exit_stopped("generate.py", stop, "images that are written are kept")
 
 
 if __name__ == "__main__":
+    ready()
     main()

@@ -131,11 +131,12 @@ def optimise(
         history.append(last.clone())
         before = history.popleft()[rows] if iteration >= settings.window else None
         stops = stopping(loss, floor[rows], before, settings.prior_sigma > 0)
-        for why, particles in stops.items():
-            for i in rows[particles].tolist():
-                reason[i] = why
-        going = ~torch.stack(list(stops.values())).any(0)
-        if not bool(going.all()):
+        ended = torch.stack(list(stops.values())).any(0)
+        if bool(ended.any()):  # the only wait for the device in an iteration
+            for why, particles in stops.items():
+                for i in rows[particles].tolist():
+                    reason[i] = why
+            going = ~ended
             rows, z, gradient, moments = rows[going], z[going], gradient[going], moments[going]
         if len(rows) == 0:
             break

@@ -10,6 +10,11 @@ Every stage logs curves, saves checkpoints and, started again, goes on exactly w
 import json
 from pathlib import Path
 
+if __name__ == "__main__":  # before torch is loaded
+    from runs.start_up import begin
+
+    begin("train_prior.py")
+
 import hydra
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -17,15 +22,18 @@ from omegaconf import DictConfig, OmegaConf
 from generate import draw_samples
 from priors.autoencoder import KLAutoencoder
 from priors.embedded import read_config
+from priors.prior import PriorError
 from runs.checks import DataError, SettingsError
-from runs.command_line import CONFIG_DIR, INTERRUPTED, fail, register, run
+from runs.command_line import CONFIG_DIR, exit_stopped, fail, member, register, run
+from runs.start_up import ready
+from runs.statuses import DISK, FAILED, disk_fault
 from training.autoencoder import build as build_autoencoder
 from training.autoencoder import train_autoencoder
 from training.data import TrainingImages, load_training_images, step_generator
 from training.export import export_prior
 from training.latent_diffusion import build as build_denoiser
 from training.latent_diffusion import train_denoiser
-from training.loop import load_weights
+from training.loop import DivergedError, load_weights
 from training.settings import TrainingSettings, validate
 
 PROGRAM = "train_prior.py"
@@ -39,6 +47,8 @@ def standardised(network: torch.nn.Module, patch: int, data: TrainingImages, see
     with torch.no_grad():
         views = [raw.encode(data.batch(64, step_generator(seed + 5, s)).to(device)) for s in range(16)]
     latents = torch.cat(views).transpose(0, 1).flatten(1)
+    if not (latents.std(1) > 0).all():  # also NaN
+        raise DataError("the latents of the training images do not vary in every channel: are the images all alike?")
     return KLAutoencoder(network, patch, latents.mean(1), latents.std(1)).to(device)
 
 
@@ -97,15 +107,21 @@ def progress(folder: Path) -> dict[str, float]:
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="train_prior")
+@member(PROGRAM)
 def main(config: DictConfig) -> None:
     """Compose, check and train; errors end in one sentence and a non-zero status."""
     try:
         train(OmegaConf.to_object(config))
     except (SettingsError, DataError) as error:
         fail(PROGRAM, str(error))
-    except KeyboardInterrupt:
-        fail(PROGRAM, "interrupted; the same command goes on from the last checkpoint", INTERRUPTED)
+    except (DivergedError, PriorError) as error:
+        fail(PROGRAM, str(error), FAILED)
+    except OSError as error:
+        fail(PROGRAM, disk_fault(error), DISK)
+    except KeyboardInterrupt as stop:
+        exit_stopped(PROGRAM, stop, "the same command goes on from the last checkpoint")
 
 
 if __name__ == "__main__":
+    ready()
     run(PROGRAM, "train_prior", main)

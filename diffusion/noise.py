@@ -51,6 +51,7 @@ class DiscreteNoise:
             raise ValueError("alphas_cumprod must be a decreasing sequence in (0, 1)")
         self.sigmas = (1 / values - 1).sqrt()
         self._log_sigmas = self.sigmas.log()
+        self._placed: dict[torch.device, torch.Tensor] = {}
 
     @property
     def sigma_min(self) -> float:
@@ -62,10 +63,16 @@ class DiscreteNoise:
         """The largest sigma of the grid."""
         return self.sigmas[-1].item()
 
+    def _grid(self, device: torch.device) -> torch.Tensor:
+        """Log sigmas on a device; copied there once, not at every call."""
+        if device not in self._placed:
+            self._placed[device] = self._log_sigmas.to(device)
+        return self._placed[device]
+
     def sigma_to_t(self, sigma: torch.Tensor | float) -> torch.Tensor:
         """Fractional timestep in [0, T - 1] of ``sigma`` > 0 (any shape), in the dtype of ``sigma``."""
         sigma = torch.as_tensor(sigma)
-        grid = self._log_sigmas.to(sigma.device)
+        grid = self._grid(sigma.device)
         log_sigma = sigma.double().log().clamp(grid[0], grid[-1])
         low = (torch.searchsorted(grid, log_sigma.contiguous(), right=True) - 1).clamp(0, len(grid) - 2)
         t = low + (log_sigma - grid[low]) / (grid[low + 1] - grid[low])
@@ -74,7 +81,7 @@ class DiscreteNoise:
     def t_to_sigma(self, t: torch.Tensor | float) -> torch.Tensor:
         """Sigma at fractional timestep ``t`` in [0, T - 1] (any shape)."""
         t = torch.as_tensor(t)
-        grid = self._log_sigmas.to(t.device)
+        grid = self._grid(t.device)
         position = t.double().clamp(0, len(grid) - 1)
         low = position.floor().long().clamp(max=len(grid) - 2)
         log_sigma = grid[low] + (position - low) * (grid[low + 1] - grid[low])

@@ -6,14 +6,15 @@ same numbers.
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import piq
 import torch
-from piq.perceptual import VGG16_LAYERS
 from torch import nn
-from torchvision.models import vgg16
 
 from priors.cards import Card, problem_with_file, read_cards, record_checksum
+
+if TYPE_CHECKING:  # their imports take seconds, and only where the weights are here they are needed
+    from piq import ContentLoss
 
 LPIPS_FILES = ("vgg16-397923af.pth", "lpips_weights.pt")
 LAYERS = {"relu1_2": 64, "relu2_2": 128, "relu3_3": 256, "relu4_3": 512, "relu5_3": 512}
@@ -29,7 +30,7 @@ def lpips_files() -> list[Path]:
     return [Path(torch.hub.get_dir()) / "checkpoints" / name for name in LPIPS_FILES]
 
 
-def load_lpips(device: torch.device) -> piq.ContentLoss | None:
+def load_lpips(device: torch.device) -> "ContentLoss | None":
     """LPIPS, or None where :func:`read_lpips` tells why not; nothing is downloaded."""
     try:
         return read_lpips(device)
@@ -37,7 +38,7 @@ def load_lpips(device: torch.device) -> piq.ContentLoss | None:
         return None
 
 
-def read_lpips(device: torch.device) -> piq.ContentLoss:
+def read_lpips(device: torch.device) -> "ContentLoss":
     r"""LPIPS (Zhang et al. 2018) with VGG16 and average pooling, as ``piq.LPIPS(replace_pooling=True)``.
 
     :math:`\sum_l \mathrm{mean}_{hw} \sum_c w_{lc} (\hat f_{lc}(x) - \hat f_{lc}(y))^2`, ``(B,)``, of images in [0, 1].
@@ -59,7 +60,10 @@ def read_lpips(device: torch.device) -> piq.ContentLoss:
     return network.to(device)
 
 
-def _build(features: nn.Module, weights: list[torch.Tensor]) -> piq.ContentLoss:
+def _build(features: nn.Module, weights: list[torch.Tensor]) -> "ContentLoss":
+    import piq
+    from piq.perceptual import VGG16_LAYERS
+
     layers = [VGG16_LAYERS[name] for name in LAYERS]
     more = {"distance": "mse", "reduction": "none", "replace_pooling": True, "normalize_features": True}
     return piq.ContentLoss(features, layers=layers, weights=weights, **more)
@@ -85,6 +89,8 @@ def _read(path: Path) -> object:
 
 def _features(state: object, path: Path) -> nn.Module:
     """The convolutions of torchvision's VGG16 from its state dict; the classifier is not needed."""
+    from torchvision.models import vgg16
+
     with torch.device("meta"):  # draws no random weights
         features = vgg16(weights=None, init_weights=False).features
     prefix = "features."

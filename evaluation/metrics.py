@@ -6,12 +6,15 @@ average pooling (``replace_pooling=True``), which is not the number of the ``lpi
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-import piq
 import torch
 
 from evaluation.lpips import load_lpips, lpips_files
 from operators.operator import Symmetry
+
+if TYPE_CHECKING:
+    from piq import ContentLoss
 
 __all__ = ["Evaluator", "Scores", "load_lpips", "lpips_files", "psnr_db", "ssim", "to_unit_range"]
 LPIPS_VARIANT = "piq.LPIPS(replace_pooling=True)"
@@ -30,6 +33,8 @@ def psnr_db(x: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
 
 def ssim(x: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     """SSIM (Wang et al. 2004; 11x11 Gaussian of 1.5, per channel), ``(B,)``; a smaller window below 11 px."""
+    import piq
+
     side = min(x.shape[-2:])
     window = min(11, side - (side + 1) % 2)
     return piq.ssim(to_unit_range(x), to_unit_range(truth), window, data_range=1.0, reduction="none").double()
@@ -68,7 +73,7 @@ class Evaluator:
     def __init__(
         self,
         symmetries: Sequence[Symmetry],
-        lpips: piq.ContentLoss | None = None,
+        lpips: "ContentLoss | None" = None,
         channel_symmetries: Callable[[int], Sequence[Symmetry]] = lambda channels: (),
     ) -> None:
         self.symmetries, self.lpips, self.channel_symmetries = tuple(symmetries), lpips, channel_symmetries

@@ -50,11 +50,15 @@ class FienupSettings:
 
 
 def project_magnitudes(x: torch.Tensor, magnitudes: torch.Tensor) -> torch.Tensor:
-    """``P_M``: the nearest planes ``(..., H, W)`` with these magnitudes ``(..., H, W // 2 + 1)`` (``rfft2``, ortho)."""
+    """``P_M``: the nearest planes ``(..., H, W)`` with these magnitudes ``(..., H, W // 2 + 1)`` (``rfft2``, ortho).
+
+    A magnitude of NaN was not measured and stays as it is in ``x``.
+    """
     spectrum = torch.fft.rfft2(x, norm="ortho")
     real, imaginary = spectrum.real, spectrum.imag
     energy = torch.addcmul(real * real, imaginary, imaginary)
-    spectrum *= magnitudes * energy.clamp_(min=1e-24).rsqrt_()
+    factor = magnitudes * energy.clamp_(min=1e-24).rsqrt_()
+    spectrum *= factor.nan_to_num_(nan=1.0)
     return torch.fft.irfft2(spectrum, s=x.shape[-2:], norm="ortho")
 
 
@@ -95,7 +99,8 @@ def solve(
     Returns:
         Images ``(R, C, H, W)`` in [-1, 1] and their data losses ``(R,)``, in the order of ``noise``.
     """
-    magnitudes = operator.half_plane(y).mean.clamp(min=0)
+    half = operator.half_plane(y)
+    magnitudes = torch.where(half.weight > 0, half.mean.clamp(min=0), torch.nan)
     square = _in_corner(torch.ones(side, device=y.device, dtype=y.dtype), y.shape)
     x = _iterate(project_magnitudes(noise, magnitudes), magnitudes, square, side, settings)
     for _ in range(settings.error_reduction):
@@ -136,9 +141,9 @@ def triangles(count: int, side: tuple[int, int], device: torch.device, dtype: to
 
 
 def channel_residuals(x: torch.Tensor, magnitudes: torch.Tensor) -> torch.Tensor:
-    """How far each channel ``(R, C)`` is from its magnitudes, relative to them, on the half plane."""
+    """How far each channel ``(R, C)`` is from its measured magnitudes, relative to them, on the half plane."""
     found = torch.fft.rfft2(x, norm="ortho").abs()
-    return (found - magnitudes).square().sum((-2, -1)) / magnitudes.square().sum((-2, -1)).clamp(min=1e-24)
+    return (found - magnitudes).square().nansum((-2, -1)) / magnitudes.square().nansum((-2, -1)).clamp(min=1e-24)
 
 
 def share_best_channel(x: torch.Tensor, magnitudes: torch.Tensor, square: torch.Tensor) -> torch.Tensor:

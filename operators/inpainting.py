@@ -12,7 +12,8 @@ class Inpainting(LinearOperator):
     r"""``A(x) = m x`` on images in [-1, 1] with a mask ``m`` of 0 and 1, the same for every channel.
 
     As in DAPS the measurement keeps the image's shape and unseen entries hold noise alone: they add a constant to the
-    loss, which :meth:`noise_floor` knows from ``y``.
+    loss, which :meth:`noise_floor` knows from ``y``. In a measurement file ``mask`` is this mask of pixels; entries of
+    ``y`` that were not even read are NaN (:mod:`operators.measured`).
 
     Args:
         per_image: draw a mask for each image; False: one for all (DAPS).

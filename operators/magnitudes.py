@@ -8,6 +8,9 @@ frequency 0:
 The first is Cauchy and Schwarz, the second x^2 <= x, both with Parseval; the mean of a non-negative image is its
 largest coefficient. All hold for the measured y less its noise, with :data:`ROOM` standard deviations of room.
 Squared magnitudes break the first, another scale the second or the last, another order of frequencies the third.
+
+NaN stands for what was not measured. Sums and maxima run over the rest, so the first bound, which needs all of the
+power, asks for a whole plane, and a plane without frequency 0 is believed.
 """
 
 import math
@@ -53,12 +56,13 @@ class Bounds:
     """The bounds on one plane, each with room for noise.
 
     Attributes:
-        at_zero: y(0).
+        at_zero: y(0); NaN if it was not measured.
         smallest: the smallest entry.
         largest: the largest entry.
         power: sum of squares less that of the noise.
         support: n, pixels of the image.
         plane: N, entries of the plane.
+        measured: how many of them were measured.
         sigma: standard deviation of the noise on each entry, for the room.
     """
 
@@ -68,6 +72,7 @@ class Bounds:
     power: float
     support: int
     plane: int
+    measured: int
     sigma: float
 
     @property
@@ -83,12 +88,14 @@ class Bounds:
     @property
     def power_std(self) -> float:
         """Standard deviation of ``power``, of which the noise's part is itself estimated, and its rounding."""
-        noise = 4 * self.sigma**2 * max(self.power, 0.0) + 4 * self.plane * self.sigma**4
+        noise = 4 * self.sigma**2 * max(self.power, 0.0) + 4 * self.measured * self.sigma**4
         return math.hypot(math.sqrt(noise), ROUNDING * self.power)
 
     @property
     def spread_enough(self) -> bool:
-        """``N / n y(0)^2 <= power``: no more can stand at frequency 0."""
+        """``N / n y(0)^2 <= power``: no more can stand at frequency 0 (if all of the power was measured)."""
+        if self.measured < self.plane:
+            return True
         ratio = self.plane / self.support
         room = math.hypot(2 * ratio * self.at_zero * self.sigma, self.power_std)
         return ratio * self.at_zero**2 - self.power <= ROOM * room
@@ -124,14 +131,14 @@ class Bounds:
     def largest_scale(self) -> float:
         """The largest factor on y with which the bounds on scale would hold."""
         root = math.sqrt(self.plane)
-        if min(self.power, self.at_zero) <= 0:
+        if not (self.power > 0 and self.at_zero > 0):
             return 0.0
         return min(root * self.at_zero / self.power, self.support / root / self.at_zero)
 
     def scaled(self, factor: float) -> "Bounds":
         """Of ``factor * y`` with noise of the same relative size."""
         values = (self.at_zero * factor, self.smallest * factor, self.largest * factor, self.power * factor**2)
-        return Bounds(*values, self.support, self.plane, self.sigma * factor)
+        return Bounds(*values, self.support, self.plane, self.measured, self.sigma * factor)
 
 
 def bounds(y: torch.Tensor, image_shape: tuple[int, int, int], sigma: float) -> list[Bounds]:
@@ -141,20 +148,26 @@ def bounds(y: torch.Tensor, image_shape: tuple[int, int, int], sigma: float) -> 
     """
     height, width = y.shape[-2:]
     support, plane = image_shape[-2] * image_shape[-1], height * width
-    noise = pair_noise(y)
+    revealed = pair_noise(y)
+    noise = sigma if math.isnan(revealed) else revealed
     found = []
     for channel in y.double():
-        power = channel.square().sum().item() - plane * noise**2
-        values = (channel[height // 2, width // 2].item(), channel.min().item(), channel.max().item(), power)
-        found.append(Bounds(*values, support, plane, max(sigma, noise)))
+        entries = channel[~channel.isnan()]
+        power = entries.square().sum().item() - len(entries) * noise**2
+        low, high = (entries.min().item(), entries.max().item()) if len(entries) else (0.0, 0.0)
+        values = (channel[height // 2, width // 2].item(), low, high, power)
+        found.append(Bounds(*values, support, plane, len(entries), max(sigma, noise)))
     return found
 
 
 def pair_noise(y: torch.Tensor) -> float:
-    """Standard deviation of the noise by the differences of conjugate entries of a centred plane ``(C, H, W)``."""
+    """Standard deviation of the noise by the differences of conjugate entries of a centred plane ``(C, H, W)``.
+
+    NaN where no pair was measured.
+    """
     corner = torch.fft.ifftshift(y.double(), dim=(-2, -1))
     difference = corner - corner.flip((-2, -1)).roll((1, 1), dims=(-2, -1))
-    return (difference.square().mean() / 2).sqrt().item()
+    return (difference.square().nanmean() / 2).sqrt().item()
 
 
 @dataclass(frozen=True)
@@ -178,6 +191,8 @@ class Doubt:
 
 def doubt(y: torch.Tensor, image_shape: tuple[int, int, int], sigma: float, given: Convention) -> Doubt | None:
     """Reasons to believe that ``y`` ``(C, H, W)``, in the convention ``given``, is something else; None if it can be.
+
+    ``y`` is NaN where it was not measured, and not everywhere.
 
     A plane with nothing at frequency 0 (a beam stop) is believed, unless another convention finds it there.
     """
@@ -203,7 +218,8 @@ def _recognised(
     found: Bounds,
 ) -> Doubt | None:
     """The first convention in which every channel is possible as it is, else the first one in another scale."""
-    if y.min() < -BACKGROUND * y.max():
+    entries = y[~y.isnan()]
+    if entries.min() < -BACKGROUND * entries.max():
         conventions = [c for c in conventions if c.measurement == "amplitude"]
     for convention in conventions:
         if _possible(y, convention, image_shape, sigma):

@@ -13,7 +13,8 @@ class HalfPlane(NamedTuple):
 
     Attributes:
         mean: ``(B, C, H, W // 2 + 1)`` mean of each conjugate pair.
-        weight: ``(W // 2 + 1,)`` how many entries of the full plane each column stands for.
+        weight: how many entries of the full plane each one stands for; ``(W // 2 + 1,)``, the same in every row, or
+            ``(C, H, W // 2 + 1)``.
         pair_loss: ``(B,)`` ``1/2 sum over pairs (y1 - y2)^2``, the part of the loss that no image can change.
     """
 
@@ -105,14 +106,19 @@ class PhaseRetrieval(Operator):
         """Average conjugate pairs of the centred full plane ``y``."""
         plane = torch.fft.ifftshift(y, dim=(-2, -1))
         mean = (plane + mirror_frequencies(plane)) / 2
+        weight = self.column_weight(y)
+        pair_loss = (plane - mean).square().flatten(1).sum(1)
+        return HalfPlane(mean[..., : len(weight)], weight, pair_loss)
+
+    @staticmethod
+    def column_weight(y: torch.Tensor) -> torch.Tensor:
+        """``(W // 2 + 1,)`` how many entries of the full plane each column of the half plane stands for."""
         width = y.shape[-1]
-        columns = width // 2 + 1
-        weight = y.new_full((columns,), 2.0)
+        weight = y.new_full((width // 2 + 1,), 2.0)
         weight[0] = 1.0
         if width % 2 == 0:
             weight[-1] = 1.0
-        pair_loss = (plane - mean).square().flatten(1).sum(1)
-        return HalfPlane(mean[..., :columns], weight, pair_loss)
+        return weight
 
     def noise_floor(self, y: torch.Tensor) -> NoiseFloor:
         r""":math:`\sigma^2 n_{half} + \tfrac12 \sum_{pairs} (y_1 - y_2)^2 \pm \sigma^2 \sqrt{2 n_{half}}`."""

@@ -1,11 +1,13 @@
 """Autoencoders between images in [-1, 1] and latents of unit scale."""
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
-from diffusers import AutoencoderKL, VQModel
 from torch import nn
 from torch.nn import functional as F
+
+if TYPE_CHECKING:  # its import takes seconds, and only loading a prior needs it
+    from diffusers import AutoencoderKL, VQModel
 
 
 class Autoencoder(Protocol):
@@ -28,12 +30,14 @@ class IdentityAutoencoder(nn.Module):
 
 def build_kl_network(
     channels: tuple[int, ...], patch: int, latent_channels: int, resolution: int, layers: int, norm_groups: int
-) -> AutoencoderKL:
+) -> "AutoencoderKL":
     """An ``AutoencoderKL`` on ``patch x patch`` pixel blocks (space to depth).
 
     Working on blocks moves the arithmetic to a quarter of the positions with more channels each: at 64 px and equal
     time it has twice the weights of the pixel-level network (see PROJECT.md for the comparison).
     """
+    from diffusers import AutoencoderKL
+
     depth = len(channels)
     return AutoencoderKL(
         in_channels=3 * patch**2,
@@ -61,7 +65,7 @@ class KLAutoencoder(nn.Module):
         std: ``(c,)`` standard deviation of each latent channel.
     """
 
-    def __init__(self, network: AutoencoderKL, patch: int, mean: torch.Tensor, std: torch.Tensor) -> None:
+    def __init__(self, network: "AutoencoderKL", patch: int, mean: torch.Tensor, std: torch.Tensor) -> None:
         super().__init__()
         self.network, self.patch = network, patch
         self.register_buffer("mean", mean.reshape(1, -1, 1, 1).clone())
@@ -95,7 +99,7 @@ class LatentAutoencoder(nn.Module):
 
     def __init__(
         self,
-        network: VQModel | AutoencoderKL,
+        network: "VQModel | AutoencoderKL",
         scale: float,
         quantize: bool = False,
         mean: torch.Tensor | None = None,
@@ -103,7 +107,7 @@ class LatentAutoencoder(nn.Module):
     ) -> None:
         super().__init__()
         self.network, self.scale, self.quantize = network, scale, quantize
-        self.discrete = isinstance(network, VQModel)
+        self.discrete = type(network).__name__ == "VQModel"
         for name, value in (("mean", mean), ("std", std)):
             self.register_buffer(name, None if value is None else value.reshape(1, -1, 1, 1).clone())
 

@@ -3,7 +3,6 @@
 ``download.sh`` reads the same file with awk, so that it needs no Python before its first connection.
 """
 
-import hashlib
 import os
 from dataclasses import dataclass, fields
 from functools import cache
@@ -13,6 +12,7 @@ import torch
 import yaml
 
 from diffusion.noise import alphas_cumprod, linear_betas, scaled_linear_betas
+from priors.checksums import sha256_of
 from priors.prior import PriorError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -153,12 +153,6 @@ def recorded_checksums(folder: Path) -> dict[str, str]:
     except (OSError, UnicodeDecodeError):
         return {}
     return {str(folder / line[66:]): line[:64] for line in lines if line[64:66] == "  "}
-
-
-def sha256_of(path: Path) -> str:
-    """Checksum of a file as hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def is_web_page(path: Path) -> bool:

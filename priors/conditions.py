@@ -29,6 +29,8 @@ def choose_class(folder: CheckpointFolder, count: int, class_id: int | None) -> 
     chosen = _null(folder, count) if class_id is None else class_id
     if chosen is None:
         raise PriorError(f"model.class_id is not set: {folder.name} knows no null class; choose 0 to {count - 1}")
+    if type(chosen) is not int:
+        raise PriorError(f"{folder.path / 'card.json'}: null_class={str(chosen)[:60]}: must be a class, or null")
     if not 0 <= chosen < count:
         raise PriorError(f"model.class_id={chosen}: {folder.name} knows the classes 0 to {count - 1}")
     return chosen
@@ -101,7 +103,7 @@ def check_card(folder: CheckpointFolder, image_side: int, options: LoadOptions) 
     card, path = folder.card, folder.path / "card.json"
     if card.get("image_size", image_side) != image_side:
         raise PriorError(f"{path}: image_size={card['image_size']}, but the networks are made for {image_side} px")
-    if list(card.get("image_range", [-1, 1])) != [-1, 1]:
+    if card.get("image_range", [-1, 1]) != [-1, 1]:
         raise PriorError(f"{path}: image_range={card['image_range']}: only networks of images in [-1, 1] fit here")
     if card.get("ema") and not options.ema:
         raise PriorError(

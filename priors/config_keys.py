@@ -86,7 +86,7 @@ def check_scheduler_config(config: dict[str, Any], path: Path) -> None:
     """
     kind = config.get("_class_name")
     old_steps = {"timesteps"} if config.get("timesteps") == config.get("num_train_timesteps", 1000) else set()
-    if kind is not None and kind not in DISCRETE:
+    if kind is not None and str(kind) not in DISCRETE:
         raise PriorError(
             f"{path}: {kind} says more of its network than betas, which nothing here reads: allowed are the discrete"
             " DDPM, DDIM, PNDM, Euler, Heun, LMS, KDPM2, DEIS, DPMSolver, UniPC and SASolver schedulers"

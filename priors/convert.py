@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,11 @@ from safetensors.torch import save_file
 
 from priors.cards import read_cards
 from priors.conversion.card import CARD, Card, read_card
-from priors.conversion.checkpoint import read_state_dict, sha256
+from priors.conversion.checkpoint import read_content, sha256
 from priors.conversion.facts import Facts, Known, find_facts, is_published
 from priors.conversion.families import FAMILIES, read_options, recognise
 from priors.conversion.mapping import State, shapes_of
+from priors.conversion.nesting import Weights, find_weights
 from priors.conversion.parts import Contents, Part, read_latent, read_layout, read_pixel
 from priors.conversion.unet_mapping import unequal_heads
 from priors.prior import PriorError
@@ -47,10 +48,11 @@ def convert_checkpoint(
     Every key of the file is used once or dropped for a stated reason. The folder appears whole or not at all.
 
     Args:
-        source: PyTorch checkpoint or safetensors of a family in ``FAMILIES``.
+        source: PyTorch checkpoint or safetensors of a family in ``FAMILIES``; flat or below entries, see
+            :mod:`priors.conversion.nesting`.
         target: folder to create; one that holds the same conversion is left as it is.
         family: the published model that the file is, or None: only its layout is recognised, from keys and shapes.
-        ema: use averaged weights where a family has them.
+        ema: use averaged weights where the file has them.
         architecture: what the tensors do not tell, where it is not a published model or differs from it:
             ``image_size``, ``num_head_channels`` or ``num_heads``, ``attention_order`` (``legacy`` or ``new``),
             ``beta_schedule`` (``linear``, ``scaled_linear`` or ``cosine``) with ``beta_start``, ``beta_end`` and
@@ -68,15 +70,16 @@ def convert_checkpoint(
     if os.path.lexists(target):
         _existing_card(target)
     report(f"opening {source}")
-    state = read_state_dict(source)
+    content, weights = read_content(source), Weights({})
     digest = cache(lambda: _digest(source, report))
     try:
-        name = recognise(shapes_of(state), family)
-        contents, facts = _read(state, name, family is not None, ema, architecture, digest)
+        weights = find_weights(content, ema)
+        name = recognise(shapes_of(weights.state), family)
+        contents, facts = _read(weights, name, family is not None, ema, architecture, digest)
     except PriorError as error:
-        raise PriorError(f"{source}: {error}") from error
-    report(f"{name}: {len(state)} keys fit")
-    card = _card(source, name, contents, facts, len(state), dict(architecture or {}), digest())
+        raise PriorError(f"{source}: {error}{weights.where()}") from error
+    report(f"{name}: {len(weights.state)} keys fit")
+    card = _card(source, name, contents, facts, weights, dict(architecture or {}), digest())
     if os.path.lexists(target):
         return _existing(target, card)
     try:
@@ -92,20 +95,22 @@ def _digest(source: Path, report: Callable[[str], None]) -> str:
 
 
 def _read(
-    state: State,
+    weights: Weights,
     name: str,
     asked: bool,
     ema: bool,
     architecture: Mapping[str, Any] | None,
     digest: Callable[[], str],
 ) -> tuple[Contents, Facts]:
-    family, options = FAMILIES[name], read_options(architecture)
+    family, options, state = FAMILIES[name], read_options(architecture), weights.state
     layout = read_layout(state, family)
     known = Known(name, asked, is_published(layout, name), lambda: _is_published_file(name, digest))
     facts = find_facts(layout, options, known)
     if family.latent:
-        return read_latent(state, family, layout, facts, ema), facts
-    return read_pixel(state, layout, facts), facts
+        contents = read_latent(state, family, layout, facts, ema and not weights.averaged)
+    else:
+        contents = read_pixel(state, layout, facts)
+    return replace(contents, ema=contents.ema or weights.averaged), facts
 
 
 def _is_published_file(name: str, digest: Callable[[], str]) -> bool:
@@ -118,7 +123,7 @@ def _card(
     family: str,
     contents: Contents,
     facts: Facts,
-    keys: int,
+    weights: Weights,
     architecture: dict[str, Any],
     digest: str,
 ) -> Card:
@@ -130,7 +135,7 @@ def _card(
         source_sha256=digest,
         ema=contents.ema,
         architecture=architecture,
-        source_keys=keys,
+        source_keys=len(weights.state),
         used_keys=contents.used,
         dropped=contents.dropped,
         reasons=contents.reasons,
@@ -146,6 +151,9 @@ def _card(
         prediction_type=facts.prediction_type,
         schedule=facts.schedule,
         origins=facts.origins,
+        entry=weights.entry,
+        other_entries=weights.others,
+        removed_names=weights.removed,
     )
 
 

@@ -18,7 +18,8 @@ from torch import nn
 
 from priors.config_keys import check_network_config
 from priors.prior import PriorError
-from priors.weight_files import check_finite, check_weights, disguise
+from priors.trial import check_network
+from priors.weight_files import check_finite, disguise, find_weights
 
 NETWORKS = {kind.__name__: kind for kind in (UNet2DModel, UNet2DConditionModel, AutoencoderKL, VQModel)}
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -149,7 +150,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise PriorError(f"{path} is missing: fetch or convert the checkpoint again")
     try:
         content = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: neither JSON nor UTF-8, or endless digits
         raise PriorError(f"{path} is damaged{disguise(path)}: {error}") from error
     if not isinstance(content, dict):
         raise PriorError(f"{path} is damaged: it holds no JSON object")
@@ -160,7 +161,8 @@ def load_network(folder: Path, allowed: tuple[type[nn.Module], ...]) -> nn.Modul
     """The network of a component, float32 on the CPU, evaluating and frozen; every weight must be used exactly once.
 
     Args:
-        folder: with ``config.json`` and ``diffusion_pytorch_model.*`` (safetensors, or ``.bin`` opened without code).
+        folder: with ``config.json`` and ``diffusion_pytorch_model.*`` (safetensors, or ``.bin`` opened without code; in
+            half precision where only that variant is there).
         allowed: classes that fit here.
 
     Raises:
@@ -168,16 +170,23 @@ def load_network(folder: Path, allowed: tuple[type[nn.Module], ...]) -> nn.Modul
             asks for what is not given here.
     """
     config = read_json(folder / "config.json")
-    kind = NETWORKS.get(config.get("_class_name", ""))
+    kind = NETWORKS.get(str(config.get("_class_name")))
     if kind not in allowed:
         names = " or ".join(k.__name__ for k in allowed)
         raise PriorError(f"{folder / 'config.json'} describes a {config.get('_class_name')}; {names} is needed here")
     check_network_config(kind, config, folder / "config.json")
-    files = check_weights(folder)
+    found = find_weights(folder)
     logging.set_verbosity_error()
+    check_network(kind, config, sum(file.stat().st_size for file in found.files), folder / "config.json")
     try:
         network, report = kind.from_pretrained(
-            folder, local_files_only=True, output_loading_info=True, low_cpu_mem_usage=False, torch_dtype=torch.float32
+            folder,
+            variant=found.variant,
+            use_safetensors=found.safetensors,
+            local_files_only=True,
+            output_loading_info=True,
+            low_cpu_mem_usage=False,
+            torch_dtype=torch.float32,
         )
     except UNREADABLE as error:
         reason = " ".join(str(error).split())[:240]
@@ -188,5 +197,5 @@ def load_network(folder: Path, allowed: tuple[type[nn.Module], ...]) -> nn.Modul
                 f"{folder}: the weights do not fit config.json: {what.replace('_', ' ')} {', '.join(names[:3])}"
                 f"{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
             )
-    check_finite(network.state_dict(), files[0] if len(files) == 1 else folder)
+    check_finite(network.state_dict(), found.files[0] if len(found.files) == 1 else folder)
     return network.eval().requires_grad_(False)

@@ -5,7 +5,6 @@ the figures of the model card. Weights are stored as float16 and computed with a
 """
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,9 @@ from torch import nn
 
 from diffusion.denoiser import EDMDenoiser
 from priors.autoencoder import KLAutoencoder
+from priors.embedded_checks import check_export, check_numbers, check_sides, is_patch, read_misfit_excess
 from priors.prior import Prior, PriorError
+from priors.trial import check_network
 from priors.weight_files import check_finite
 
 CONFIG, AUTOENCODER, DENOISER = "config.json", "autoencoder.safetensors", "denoiser.safetensors"
@@ -52,8 +53,10 @@ def save_embedded(folder: Path, autoencoder: KLAutoencoder, denoiser: EDMDenoise
         autoencoder: trained autoencoder with its latent statistics.
         denoiser: trained denoiser around a :class:`UNetNetwork`.
         facts: further entries of ``config.json`` (name, resolution, figures).
+
+    Raises:
+        PriorError: a weight or a statistic is not finite, or not within float16; nothing is written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     config = facts | {
         "patch": autoencoder.patch,
         "latent_mean": autoencoder.mean.flatten().tolist(),
@@ -63,8 +66,11 @@ def save_embedded(folder: Path, autoencoder: KLAutoencoder, denoiser: EDMDenoise
         "autoencoder": public_config(autoencoder.network),
         "denoiser": public_config(denoiser.network.unet),
     }
-    save_file(_half(autoencoder.network), folder / AUTOENCODER)
-    save_file(_half(denoiser.network.unet), folder / DENOISER)
+    halves = {AUTOENCODER: _half(autoencoder.network), DENOISER: _half(denoiser.network.unet)}
+    check_export(config, halves)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, weights in halves.items():
+        save_file(weights, folder / name)
     (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n")
 
 
@@ -77,13 +83,14 @@ def load_embedded(folder: Path, device: torch.device | str = "cpu", dtype: torch
     config = read_config(folder)
     network, patch = _load_network(AutoencoderKL, config["autoencoder"], folder / AUTOENCODER), config["patch"]
     counts = {len(config["latent_mean"]), len(config["latent_std"]), network.config.latent_channels}
-    _check_numbers(config, folder / CONFIG)
-    if patch < 1 or len(counts) > 1:
+    check_numbers(config, folder / CONFIG)
+    if not is_patch(patch, network) or len(counts) > 1:
         raise PriorError(f"{folder / CONFIG} is damaged: patch, latent_mean and latent_std do not fit the autoencoder")
     statistics = (torch.tensor(config[key]) for key in ("latent_mean", "latent_std"))
     autoencoder = KLAutoencoder(network, patch, *statistics)
     unet = _load_network(UNet2DModel, config["denoiser"], folder / DENOISER)
-    denoiser = EDMDenoiser(UNetNetwork(unet), config["sigma_data"], config["noise_scale"])
+    check_sides(network, unet, folder / CONFIG)
+    denoiser = EDMDenoiser(UNetNetwork(unet), float(config["sigma_data"]), float(config["noise_scale"]))
     for module in (autoencoder, denoiser):
         module.to(device, dtype).eval().requires_grad_(False)
     side, channels = network.config.sample_size * patch, network.config.in_channels // patch**2
@@ -93,8 +100,8 @@ def load_embedded(folder: Path, device: torch.device | str = "cpu", dtype: torch
         denoiser=denoiser,
         image_shape=(channels, side, side),
         latent_shape=(unet.config.in_channels, unet.config.sample_size, unet.config.sample_size),
-        latent_std=config["sigma_data"],
-        misfit_excess={k: tuple(v) for k, v in config.get("misfit_excess", {}).items()},
+        latent_std=float(config["sigma_data"]),
+        misfit_excess=read_misfit_excess(config.get("misfit_excess"), folder / CONFIG),
     )
 
 
@@ -109,23 +116,13 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise PriorError(f"no prior in {folder}: {CONFIG} is missing (model.path names the folder of a trained prior)")
     try:
         config = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: neither JSON nor UTF-8, or endless digits
         raise PriorError(f"{path} is damaged: {error}") from error
     entries = config if isinstance(config, dict) else {}
     wrong = [key for key, kind in ENTRIES.items() if not isinstance(entries.get(key), kind)]
     if wrong:
         raise PriorError(f"{path} is damaged: no valid entry {', '.join(wrong)}; export the prior again")
     return config
-
-
-def _check_numbers(config: dict[str, Any], path: Path) -> None:
-    """Statistics and preconditioning are finite numbers, and all but the means positive."""
-    for key in ("latent_mean", "latent_std", "sigma_data", "noise_scale"):
-        values = config[key] if isinstance(config[key], list) else [config[key]]
-        positive = key != "latent_mean"
-        if not all(type(v) in (int, float) and abs(v) < math.inf and (v > 0 or not positive) for v in values):
-            kind = "finite and greater than 0" if positive else "finite"
-            raise PriorError(f"{path}: {key}={str(config[key])[:80]}: must be {kind}; export the prior again")
 
 
 def public_config(network: nn.Module) -> dict[str, Any]:
@@ -144,6 +141,7 @@ def _load_network(kind: type[nn.Module], config: dict[str, Any], path: Path) -> 
         weights = load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise PriorError(f"{path} is not a readable safetensors file (truncated download?): {error}") from error
+    check_network(kind, config, path.stat().st_size, path.parent / CONFIG)
     try:
         network = kind(**config)
     except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
@@ -151,7 +149,8 @@ def _load_network(kind: type[nn.Module], config: dict[str, Any], path: Path) -> 
     try:
         network.load_state_dict({name: value.float() for name, value in weights.items()})
     except RuntimeError as error:
-        first = str(error).splitlines()[1].strip()[:160]  # the whole list can name hundreds of tensors
+        lines = str(error).splitlines()
+        first = lines[min(1, len(lines) - 1)].strip()[:160]  # the whole list can name hundreds of tensors
         raise PriorError(f"{path} does not fit {CONFIG}: {first} ...") from error
     check_finite(network.state_dict(), path)
     return network

@@ -1,6 +1,5 @@
 """Scale, shift and spread between an autoencoder's latents and its denoiser's: read from the folder, never guessed."""
 
-import math
 from typing import Any
 
 import torch
@@ -10,6 +9,8 @@ from priors.autoencoder import LatentAutoencoder
 from priors.diffusers_folder import CheckpointFolder, LoadOptions, read_json
 from priors.prior import PriorError
 
+LARGEST = 1e30
+"""Beyond it float32 overflows."""
 VQ_SCALE = 1.0
 """CompVis VQ autoencoders are used unscaled."""
 VQ_CLASS_DEFAULT = 0.18215
@@ -89,7 +90,7 @@ def positive(value: Any, name: str) -> float:
 
 
 def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
 
 
 def _per_channel(config: Any, key: str, path: Any) -> torch.Tensor | None:

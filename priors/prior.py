@@ -9,12 +9,11 @@ from torch import nn
 
 from diffusion.denoiser import Denoiser
 from priors.autoencoder import Autoencoder, IdentityAutoencoder
+from priors.errors import PriorError
+
+__all__ = ["Prior", "PriorError", "in_autocast", "in_bfloat16"]
 
 Pullback = Callable[[torch.Tensor], torch.Tensor]
-
-
-class PriorError(ValueError):
-    """A prior cannot be loaded; the message says what is missing or wrong and what to do."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,8 @@ class Prior:
         latent_shape: ``(c, h, w)``.
         latent_std: standard deviation of the latents.
         misfit_excess: mean and spread over validation images of the loss above the noise floor that the best fit of
-            the decoder to the truth still has, per operator name; empty where it was not measured.
+            the decoder to the truth still has, per operator name; empty where it was not measured. A spread of 0
+            stands for an unknown one (a single validation image): runs then allow for the noise's alone.
         condition: what the denoiser was conditioned on, for records.
         decode_batch: decode (and differentiate) at most this many latents at once, to save memory; None: all.
     """

@@ -22,6 +22,7 @@ from priors.prior import PriorError
 DENOISERS = {"epsilon": EpsilonDenoiser, "v_prediction": VDenoiser, "sample": X0Denoiser}
 BETAS = {"linear": linear_betas, "scaled_linear": scaled_linear_betas}
 COSINE = "squaredcos_cap_v2"
+MOST_TIMESTEPS = 1_000_000
 Denoiser = EpsilonDenoiser | VDenoiser | X0Denoiser
 
 
@@ -34,7 +35,7 @@ def read_scheduler(folder: CheckpointFolder) -> dict[str, Any]:
     path = _config_path(folder)
     config = read_json(path)
     prediction, schedule = config.get("prediction_type", "epsilon"), config.get("beta_schedule")
-    if prediction not in DENOISERS:
+    if str(prediction) not in DENOISERS:
         raise PriorError(f"{path}: prediction_type={prediction}: allowed are {', '.join(DENOISERS)}")
     if config.get("trained_betas") is None and schedule not in (*BETAS, COSINE):
         kind = config.get("_class_name", "the scheduler")
@@ -61,10 +62,12 @@ def read_betas(config: dict[str, Any], path: Path) -> torch.Tensor:
         if config.get("trained_betas") is not None:
             return torch.tensor(config["trained_betas"], dtype=torch.float64)
         count = int(config.get("num_train_timesteps", 1000))
+        if not 2 <= count <= MOST_TIMESTEPS:
+            raise ValueError(f"num_train_timesteps={str(count)[:40]} is not from 2 to {MOST_TIMESTEPS}")
         if config["beta_schedule"] == COSINE:
             return cosine_betas(count)
         return BETAS[config["beta_schedule"]](count, float(config["beta_start"]), float(config["beta_end"]))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise PriorError(f"{path}: no readable betas (beta_start, beta_end, num_train_timesteps): {error!r}") from error
 
 

@@ -5,6 +5,7 @@ where it is used; ``prompt_embeddings.safetensors`` in the folder (one tensor ``
 makes it unnecessary.
 """
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from priors.conditions import refuse_conditions
 from priors.diffusers_folder import UNREADABLE, CheckpointFolder, LoadOptions, load_network, read_json
 from priors.latent_diffusion import conditional_denoiser, latent_prior
 from priors.prior import Prior, PriorError
-from priors.weight_files import load_table
+from priors.weight_files import find_weights, load_table
 
 EMBEDDINGS = "prompt_embeddings.safetensors"
 
@@ -72,9 +73,7 @@ def _encode(folder: CheckpointFolder, prompts: list[str]) -> list[torch.Tensor]:
         tokenizer = CLIPTokenizer.from_pretrained(folder.path / "tokenizer", local_files_only=True)
         positions = read_json(folder.path / "text_encoder" / "config.json").get("max_position_embeddings", 77)
         tokens = _tokens(folder, tokenizer, prompts, min(tokenizer.model_max_length, positions))
-        encoder = CLIPTextModel.from_pretrained(
-            folder.path / "text_encoder", local_files_only=True, dtype=torch.float32
-        )
+        encoder = _text_encoder(CLIPTextModel, folder.path / "text_encoder")
     except PriorError:
         raise
     except UNREADABLE as error:
@@ -82,6 +81,12 @@ def _encode(folder: CheckpointFolder, prompts: list[str]) -> list[torch.Tensor]:
         raise PriorError(f"{folder.name}: tokenizer or text_encoder cannot be read: {reason}") from error
     with torch.no_grad():
         return [encoder.eval()(ids)[0][0] for ids in tokens]
+
+
+def _text_encoder(kind: Any, folder: Path) -> Any:
+    stem = "model" if any(folder.glob("model*.safetensors")) else "pytorch_model"
+    variant = find_weights(folder, stem).variant
+    return kind.from_pretrained(folder, variant=variant, local_files_only=True, dtype=torch.float32)
 
 
 def _tokens(folder: CheckpointFolder, tokenizer: Any, prompts: list[str], length: int) -> list[torch.Tensor]:

@@ -1,15 +1,13 @@
 """From settings to objects: prior, operator, sampler settings."""
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 
 from diffusion.mcmc import ChainSettings
 from diffusion.paths import PATHS
 from operators.operator import Operator
-from priors.checkpoint import load_checkpoint
-from priors.diffusers_folder import LoadOptions, open_folder
-from priors.embedded import load_embedded
 from priors.prior import Prior, in_autocast
 from runs.checks import SettingsError
 from runs.custom import call_target
@@ -17,6 +15,9 @@ from runs.family import ROOT, follow_family, resolve_chain
 from runs.operators import OPERATORS
 from runs.settings import FOLDER_KINDS, RunSettings, TaskSettings, operator_arguments
 from sampler import SamplerSettings
+
+if TYPE_CHECKING:  # diffusers takes seconds to import: only where a prior is loaded
+    from priors.diffusers_folder import LoadOptions
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -29,20 +30,28 @@ def build_prior(settings: RunSettings, device: torch.device) -> Prior:
         PriorError: the prior cannot be loaded.
     """
     model, dtype = settings.model, PRECISIONS[settings.precision]
-    if model.kind in FOLDER_KINDS:  # their weights are kept in that type
+    if model.kind in FOLDER_KINDS:
+        from priors.checkpoint import load_checkpoint
+        from priors.diffusers_folder import open_folder
+
+        # their weights are kept in that type
         prior = load_checkpoint(open_folder(model.path, ROOT), model.kind, load_options(settings, device, dtype))
         return replace(prior, decode_batch=settings.decode_batch)
     if model.kind == "custom":
         arguments = {"device": device, "compat": settings.compat, **model.options}
         prior = call_target("model.target", model.target, Prior, **arguments)
     else:
+        from priors.embedded import load_embedded
+
         prior = load_embedded(ROOT / model.path, device)
     prior = replace(prior, decode_batch=settings.decode_batch)
     return prior if dtype == torch.float32 else in_autocast(prior, dtype)
 
 
-def load_options(settings: RunSettings, device: torch.device, dtype: torch.dtype) -> LoadOptions:
+def load_options(settings: RunSettings, device: torch.device, dtype: torch.dtype) -> "LoadOptions":
     """What :mod:`priors` needs to know of the settings to load a checkpoint."""
+    from priors.diffusers_folder import LoadOptions
+
     model, compat = settings.model, settings.compat
     return LoadOptions(
         device=device,

@@ -1,7 +1,11 @@
 """Errors of a configuration, collected so that a user sees all of them at once."""
 
 import math
+import os
 from pathlib import Path
+
+SMALLEST = 1e-15
+"""Positive numbers start here: the inverse of their square must fit into float32."""
 
 
 class SettingsError(ValueError):
@@ -24,8 +28,11 @@ class Checks:
 
     def folder_name(self, key: str, value: str) -> None:
         path = Path(value)  # the name of "." is empty: results would spill over the folder above
-        plain = bool(path.name.strip()) and ".." not in path.parts and not path.is_absolute() and len(value) <= 200
-        self.require(plain, f"{key}='{value}': must be a plain folder name below save_dir, of 1 to 200 characters")
+        short = len(os.fsencode(value)) <= 200
+        plain = bool(path.name.strip()) and ".." not in path.parts and not path.is_absolute() and "\0" not in value
+        self.require(
+            plain and short, f"{key}='{value}': must be a plain folder name below save_dir, of 1 to 200 characters"
+        )
 
     def number(self, key: str, value: float, low: float, high: float = math.inf, open_low: bool = False) -> None:
         inside = (low < value if open_low else low <= value) and value <= high
@@ -34,6 +41,8 @@ class Checks:
             self.problems.append(
                 f"{key}={value:g}: must be {'greater than' if open_low else 'at least'} {low:g}{upper}"
             )
+        elif 0 < value < SMALLEST:
+            self.problems.append(f"{key}={value:g}: too small to compute with; the least is {SMALLEST:g}")
 
     def require(self, holds: bool, message: str) -> None:
         if not holds:

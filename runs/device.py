@@ -1,5 +1,8 @@
 """The device of a run."""
 
+from functools import cache
+from pathlib import Path
+
 import torch
 
 from runs.checks import SettingsError
@@ -15,14 +18,7 @@ def choose_device(settings: RunSettings) -> torch.device:
         SettingsError: that device is not there.
     """
     if settings.use_tpu:
-        try:
-            import torch_xla
-        except ImportError as error:
-            raise SettingsError(
-                "use_tpu=true: needs the package torch_xla on a TPU machine (pip install torch_xla); "
-                "use device=cpu or device=cuda here"
-            ) from error
-        return torch_xla.device()
+        return _tpu(settings.device)
     if settings.device == "cpu" or (settings.device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
@@ -30,3 +26,57 @@ def choose_device(settings: RunSettings) -> torch.device:
     if settings.gpu >= torch.cuda.device_count():
         raise SettingsError(f"gpu={settings.gpu}: this machine has CUDA devices 0 to {torch.cuda.device_count() - 1}")
     return torch.device("cuda", settings.gpu)
+
+
+def _tpu(asked: str) -> torch.device:
+    """The TPU, where there is one.
+
+    Raises:
+        SettingsError: there is none, or another device is asked for beside it.
+    """
+    try:
+        import torch_xla
+        from torch_xla import runtime
+
+        kind, device = runtime.device_type(), torch_xla.device()
+    except ImportError as error:
+        raise SettingsError(
+            "use_tpu=true: needs the package torch_xla on a TPU machine (pip install torch_xla); "
+            "use device=cpu or device=cuda here"
+        ) from error
+    except Exception as error:  # it asks the system for its hardware, and fails in many ways
+        reason = " ".join(str(error).split())[:160]
+        raise SettingsError(f"use_tpu=true: torch_xla finds no device ({reason})") from error
+    if asked != "auto":
+        raise SettingsError(f"use_tpu=true and device={asked} contradict each other; leave one of them out")
+    if kind != "TPU":
+        raise SettingsError(f"use_tpu=true: torch_xla sees a {kind}, no TPU; use device=cpu or device=cuda here")
+    return device
+
+
+BFLOAT16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")
+"""How x86 and ARM processors say that they compute in bfloat16."""
+
+
+def slow_precision(precision: str, device: torch.device) -> str | None:
+    """A sentence where a precision is emulated on this device, and far slower than float32; else None."""
+    if device.type != "cpu" or precision == "float32":
+        return None
+    if precision == "bfloat16" and (processor_flags() is None or set(BFLOAT16_FLAGS) & processor_flags()):
+        return None
+    better = "" if precision == "bfloat16" else "bfloat16 (where the processor has it) or "
+    return (
+        f"precision={precision}: this processor has no arithmetic for it, so networks run many times slower than in "
+        f"float32; use {better}precision=float32"
+    )
+
+
+@cache
+def processor_flags() -> set[str] | None:
+    """What this machine's processor can do, by the system's words; None where it does not tell."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return None
+    found = next((line.partition(":")[2] for line in lines if line.lower().startswith(("flags", "features"))), None)
+    return None if found is None else set(found.split())

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 
 from evaluation.modes import agreement_db
+from operators.measured import with_gaps
+from runs.names import shown
 from runs.plots import Snapshot, contact_sheet, lineage_figure, measurement_picture, save_png, trajectory_figure
 from runs.result import Problem, Result
 
@@ -18,8 +20,8 @@ def draw_result(
     levels: list[Snapshot],
     line: list[tuple[int, torch.Tensor]],
     moves: list[dict[str, Any]],
-) -> None:
-    """Write all pictures of one result into the run's subfolders.
+) -> list[Path]:
+    """Write all pictures of one result into the run's subfolders; returns their paths.
 
     Args:
         folder: of the run.
@@ -29,18 +31,25 @@ def draw_result(
         moves: rows of the symmetry moves (:class:`symmetry.SymmetryMoves`); the accepted ones are marked.
     """
     name = f"{result.problem.image_id:05d}"
+    written = []
+
+    def place(sub: str, end: str) -> Path:
+        written.append(folder / sub / f"{name}{end}.png")
+        return written[-1]
+
     for particle, image in zip(result.particle_ids, result.images, strict=True):
-        save_png(folder / "samples" / f"{name}_particle{particle}.png", image)
+        save_png(place("samples", f"_particle{particle}"), image)
     if result.selection is not None:
-        save_png(folder / "samples" / f"{name}_selected.png", answer(result))
-    heading = f"{result.problem.name} ({result.problem.origin}), image {result.problem.image_id}"
+        save_png(place("samples", "_selected"), answer(result))
+    heading = f"{shown(result.problem.name)} ({result.problem.origin}), image {result.problem.image_id}"
     heading += AGREEMENT[result.agreed]
-    contact_sheet(folder / "sheets" / f"{name}.png", [sheet_tiles(result)], heading)
+    contact_sheet(place("sheets", ""), [sheet_tiles(result)], heading)
     if levels:
-        trajectory_figure(folder / "trajectory" / f"{name}.png", levels, accepted_moves(moves))
+        trajectory_figure(place("trajectory", ""), levels, accepted_moves(moves))
     if len(line) > 1:
         titled = [(image.clamp(-1, 1), ancestor_title(result.problem, i, image)) for i, image in line]
-        lineage_figure(folder / "trajectory" / f"{name}_lineage.png", titled, result.problem.truth)
+        lineage_figure(place("trajectory", "_lineage"), titled, result.problem.truth)
+    return written
 
 
 def accepted_moves(rows: list[dict[str, Any]]) -> dict[tuple[int, int], str]:
@@ -57,9 +66,11 @@ def sheet_tiles(result: Result) -> list[tuple[torch.Tensor, str, bool]]:
     """Truth, measurement, particles and answer, with titles."""
     problem = result.problem
     tiles = [] if problem.truth is None else [(problem.truth[0], "truth", False)]
-    picture = problem.operator.picture(problem.y[0])
+    y = with_gaps(problem.operator, problem.y[0])
+    picture = problem.operator.picture(y)
     title = "measurement (log)" if picture is None else "measurement"
-    tiles.append((measurement_picture(problem.y[0], picture), title, False))
+    title += "\nred: not measured" if y.isnan().any() else ""
+    tiles.append((measurement_picture(y, picture), title, False))
     for row, particle in enumerate(result.particle_ids):
         tiles.append((result.images[row], particle_title(result, row, particle), result.selection.index == row))
     if result.selection is not None:

@@ -6,9 +6,10 @@ import subprocess
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:  # its import takes seconds, and a finished run needs none of it
+    import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "torchvision", "diffusers", "timm", "numpy", "piq", "hydra-core")
@@ -25,8 +26,10 @@ NAMES = {
 }
 
 
-def environment(device: torch.device) -> dict[str, Any]:
+def environment(device: "torch.device") -> dict[str, Any]:
     """The facts of this process, for the record of an image."""
+    import torch
+
     return {
         "threads": torch.get_num_threads(),
         "processor": processor_name(),
@@ -40,8 +43,10 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
-def device_facts(device: torch.device) -> dict[str, str | None]:
+def device_facts(device: "torch.device") -> dict[str, str | None]:
     """Type and name of a device, for the record."""
+    import torch
+
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
     return {"type": device.type, "name": name}
 
@@ -94,7 +99,9 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def _shown(value: Any) -> str:
-    return str(value)[:12] if isinstance(value, str) and len(value) >= 40 and " " not in value else str(value)
+    """A value in words; of a commit its first twelve digits."""
+    first, _, rest = str(value).partition(" ")
+    return " ".join(filter(None, (first[:12] if len(first) == 40 else first, rest)))
 
 
 def keep_threads(earlier: list[dict[str, Any]]) -> str | None:
@@ -103,6 +110,8 @@ def keep_threads(earlier: list[dict[str, Any]]) -> str | None:
     Args:
         earlier: environments of its finished images.
     """
+    import torch
+
     counts = {facts["threads"] for facts in earlier if facts.get("threads")}
     own = torch.get_num_threads()
     if not counts or counts == {own}:

@@ -2,9 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from operators import fienup
-
-STARTS = ("noise", *fienup.RULES)
+STARTS = ("noise", "hio", "raar")
 FEATURES = ("auto", "dino", "latent", "pixel")
 
 

@@ -1,7 +1,7 @@
 """The hooks of one run: which are on, and in what order they are called."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 import torch
@@ -56,6 +56,11 @@ class HookPlan:
     num_samples: int
     space: FeatureSpace | None = None
     warm_start: WarmStart | None = None
+
+    def with_prior(self, prior: Prior) -> "HookPlan":
+        """The same plan for the same prior with another ``decode_batch``."""
+        start = None if self.warm_start is None else replace(self.warm_start, prior=prior)
+        return replace(self, prior=prior, warm_start=start)
 
     @property
     def prune_level(self) -> int | None:

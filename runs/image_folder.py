@@ -2,14 +2,17 @@
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from priors.cards import sha256_of
+from priors.checksums import sha256_of
 from runs.checks import DataError
+from runs.names import shown
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".pnm"}
+SUFFIXES |= {".jfif", ".tga", ".avif"}
 
 
 class Known(NamedTuple):
@@ -20,29 +23,53 @@ class Known(NamedTuple):
 
 
 def image_files(folder: Path, leave_out: Iterable[Path] = ()) -> list[Path]:
-    """Image files below ``folder`` in natural order (``2.png`` before ``10.png``).
+    """Image files below ``folder``, also in linked folders, in natural order (``2.png`` before ``10.png``).
 
     Hidden files and folders, results of runs, and the folders ``leave_out`` are passed over.
 
     Raises:
         DataError: there is no such folder, or no image in it.
     """
-    if not folder.is_dir():
-        raise DataError(f"data.dir={folder} is not a folder")
-    own = {path.resolve() for path in leave_out}
-    found = []
-    for place, folders, files in os.walk(folder):
-        here = Path(place)
-        folders[:] = [n for n in folders if not n.startswith(".") and not _holds_results(here / n, own)]
-        found += [here / n for n in files if not n.startswith(".") and Path(n).suffix.lower() in SUFFIXES]
+    found = [path for path in _files(folder, leave_out) if path.suffix.lower() in SUFFIXES]
     if not found:
         raise DataError(f"data.dir={folder} holds no image ({', '.join(sorted(SUFFIXES))})")
     return sorted(found, key=lambda path: _natural(path.relative_to(folder)))
 
 
+def other_files(folder: Path, leave_out: Iterable[Path] = ()) -> str | None:
+    """A sentence on the files that are no images by their names; None where there are none."""
+    count = Counter(
+        path.suffix.lower() or "without suffix"
+        for path in _files(folder, leave_out)
+        if path.suffix.lower() not in SUFFIXES
+    )
+    if not count:
+        return None
+    kinds = ", ".join(f"{number} {suffix}" for suffix, number in sorted(count.items())[:8])
+    return f"left out, not read as images: {shown(kinds)} (convert pictures to PNG)"
+
+
+def _files(folder: Path, leave_out: Iterable[Path]) -> list[Path]:
+    """All files below a folder that are not hidden, each real folder once."""
+    if not folder.is_dir():
+        raise DataError(f"data.dir={folder} is not a folder")
+    own = {path.resolve() for path in leave_out}
+    seen, found = {folder.resolve()}, []
+    for place, folders, files in os.walk(folder, followlinks=True):
+        here, entered = Path(place), []
+        for name in sorted(n for n in folders if not n.startswith(".")):
+            real = (here / name).resolve()
+            if real not in seen and not _holds_results(real, own):  # a link may lead back up
+                seen.add(real)
+                entered.append(name)
+        folders[:] = entered
+        found += [here / n for n in files if not n.startswith(".")]
+    return found
+
+
 def _holds_results(folder: Path, own: set[Path]) -> bool:
     """Is it one of ``own``, or the folder of a run?"""
-    return folder.resolve() in own or ((folder / "config.yaml").is_file() and (folder / "records").is_dir())
+    return folder in own or ((folder / "config.yaml").is_file() and (folder / "records").is_dir())
 
 
 def _natural(path: Path) -> tuple[list[object], str]:

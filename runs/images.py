@@ -4,24 +4,31 @@ Grey, RGBA, 16-bit, EXIF-rotated and non-square files are converted: transparenc
 16-bit is scaled to 8-bit range as float, the centre square is cut and resized (Lanczos).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from priors.cards import sha256_of
+from priors.checksums import sha256_of
 from runs.checks import DataError
 from runs.image_folder import assign_ids, image_files
 from runs.npz import Archive
 from runs.pixel_values import PixelError, deep_planes, fit_planes
 from runs.settings import DataSettings
 from runs.sources import Source, arrays_sha256
+from runs.upright import upright
+
+if TYPE_CHECKING:  # its import takes seconds; checksums need none of it
+    import torch
 
 DAMAGED_IMAGE = (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 NUM_VALIDATION_GROUPS = 150
+BLOCK = 256
+"""Rows of an archive that are read at once."""
 DEMO_FOLDER = Path(__file__).resolve().parent.parent / "assets" / "demo"
 PHOTOGRAPHS = {"chelsea": (0.63, 0.5), "astronaut": (0.5, 0.5), "coffee": (0.5, 0.5)}
 """Of scikit-image, with the centre of the square that is cut; the cat's is the middle between its eyes."""
@@ -31,29 +38,40 @@ LARGEST_SYNTHETIC = 128
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Named images of one size.
+    """Named images of one size, each read when it is needed.
 
     Attributes:
-        pixels: ``(N, C, R, R)`` float32 in [-1, 1].
         ids: id of each image in its data set (its random streams hang on it), not its position here.
         names: one short name each, used in file names.
         origins: ``photograph``, ``synthetic`` (drawn from the prior) or ``data``.
-        sources: what each was read from.
+        read: position -> ``(R, R, C)`` on the scale 0 to 255.
+        source: position -> what it is read from.
     """
 
-    pixels: torch.Tensor
     ids: tuple[int, ...]
     names: tuple[str, ...]
     origins: tuple[str, ...]
-    sources: tuple[Source, ...]
+    read: Callable[[int], np.ndarray]
+    source: Callable[[int], Source]
 
     def __len__(self) -> int:
         return len(self.ids)
 
+    def image(self, position: int) -> "torch.Tensor":
+        """``(1, C, R, R)`` float32 in [-1, 1]."""
+        return to_tensor(self.read(position)[None])
+
+    @property
+    def pixels(self) -> "torch.Tensor":
+        """All of them, ``(N, C, R, R)``."""
+        import torch
+
+        return torch.cat([self.image(position) for position in range(len(self))])
+
 
 def to_unit_float(image: Image.Image) -> Image.Image:
     """Undo EXIF rotation and transparency of a picture with at most 8 bits: an 8-bit ``L`` or ``RGB`` image."""
-    image = ImageOps.exif_transpose(image)
+    image = upright(image)
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -98,8 +116,10 @@ def load_image(path: Path, resolution: int, channels: int = 3, bit_depth: int | 
     return np.asarray(square).reshape(resolution, resolution, channels)
 
 
-def to_tensor(images: np.ndarray) -> torch.Tensor:
+def to_tensor(images: np.ndarray) -> "torch.Tensor":
     """``(N, H, W, C)`` uint8 -> ``(N, C, H, W)`` float32 in [-1, 1]."""
+    import torch
+
     return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
@@ -133,13 +153,17 @@ def npz_split(path: Path, split: str) -> np.ndarray:
 
 def _split_rows(archive: Archive, split: str) -> tuple[str, list[int]]:
     """The array that holds a split, and the rows of it."""
-    name = "test_images" if split == "test" else "train_images"
+    name = _split_array(split)
     count = _num_images(archive, name)
     if split == "test":
         return name, list(range(count))
     held_out = _held_out(archive, count)
     chosen = held_out if split == "validation" else np.delete(np.arange(count), held_out)
     return name, chosen.tolist()
+
+
+def _split_array(split: str) -> str:
+    return "test_images" if split == "test" else "train_images"
 
 
 def _held_out(archive: Archive, count: int) -> np.ndarray:
@@ -167,25 +191,29 @@ def demo_images(resolution: int, channels: int = 3) -> ImageSet:
 
     Those have 64 px: above 128 px two more photographs take their place.
     """
-    files = sorted(DEMO_FOLDER.glob("synthetic_*.png")) if resolution <= LARGEST_SYNTHETIC else []
-    photographs = list(PHOTOGRAPHS)[: 1 if files else None]
-    arrays = [_photograph(name, resolution, channels) for name in photographs]
-    arrays += [load_image(path, resolution, channels) for path in files]
-    names = (*photographs, *(path.stem for path in files))
-    origins = ("photograph",) * len(photographs) + ("synthetic",) * len(files)
-    return _image_set(arrays, range(len(arrays)), names, origins)
+    drawn = sorted(DEMO_FOLDER.glob("synthetic_*.png")) if resolution <= LARGEST_SYNTHETIC else []
+    names = (*list(PHOTOGRAPHS)[: 1 if drawn else None], *(path.stem for path in drawn))
+
+    def read(position: int) -> np.ndarray:
+        name = names[position]
+        if name in PHOTOGRAPHS:
+            return _photograph(name, resolution, channels)
+        return load_image(demo_file(name), resolution, channels)
+
+    origins = tuple("photograph" if name in PHOTOGRAPHS else "synthetic" for name in names)
+    return ImageSet(tuple(range(len(names))), names, origins, read, lambda position: demo_source(names[position]))
 
 
-def _image_set(
-    arrays: Sequence[np.ndarray], ids: Sequence[int], names: Sequence[str], origins: Sequence[str]
-) -> ImageSet:
-    """Images that lie in memory, ``(R, R, C)`` each."""
-    sources = tuple(Source(name, arrays_sha256(array)) for name, array in zip(names, arrays, strict=True))
-    return ImageSet(_tensors(arrays), tuple(ids), tuple(names), tuple(origins), sources)
+def demo_file(name: str) -> Path:
+    """The file of an image of the demo."""
+    if name not in PHOTOGRAPHS:
+        return DEMO_FOLDER / f"{name}.png"
+    return Path(find_spec("skimage").submodule_search_locations[0]) / "data" / f"{name}.png"
 
 
-def _tensors(arrays: Sequence[np.ndarray]) -> torch.Tensor:
-    return torch.cat([to_tensor(array[None]) for array in arrays])
+def demo_source(name: str) -> Source:
+    """What an image of the demo is read from."""
+    return Source(name, sha256_of(demo_file(name)))
 
 
 def _photograph(name: str, resolution: int, channels: int) -> np.ndarray:
@@ -231,41 +259,96 @@ def load_images(
     Raises:
         DataError: they cannot be used.
     """
-    if data.kind == "folder":
-        return _folder_images(data, shape, ids, leave_out)
     if data.kind == "npz":
         return _npz_images(data, shape)
+    _refuse_other_channels(data.kind, shape)
+    if data.kind == "folder":
+        return folder_images(data, shape, ids, leave_out)
     everything = demo_images(shape[-1], shape[0])
-    chosen = select_ids(everything.ids, data.start_id, data.end_id)
-    part = slice(chosen[0], chosen[-1] + 1)
-    fields = (everything.ids, everything.names, everything.origins, everything.sources)
-    return ImageSet(everything.pixels[part], *(field[part] for field in fields))
+    return _part(everything, select_ids(everything.ids, data.start_id, data.end_id))
 
 
-def _folder_images(
-    data: DataSettings, shape: tuple[int, ...], ids: Mapping[str, int] | None, leave_out: Iterable[Path]
+def _part(images: ImageSet, ids: Sequence[int]) -> ImageSet:
+    """Those of ``ids``, which are positions."""
+    names, origins = (tuple(field[i] for i in ids) for field in (images.names, images.origins))
+    return ImageSet(tuple(ids), names, origins, lambda k: images.read(ids[k]), lambda k: images.source(ids[k]))
+
+
+def _refuse_other_channels(kind: str, shape: tuple[int, ...]) -> None:
+    """Pictures are grey or coloured; other priors take arrays.
+
+    Raises:
+        DataError: the prior's images have another number of channels.
+    """
+    if shape[0] not in (1, 3):
+        raise DataError(
+            f"data={kind}: the prior's images have {shape[0]} channels, pictures have 1 or 3; use data=npz or "
+            "data.measurement"
+        )
+
+
+def folder_images(
+    data: DataSettings, shape: tuple[int, ...], ids: Mapping[str, int] | None, leave_out: Iterable[Path] = ()
 ) -> ImageSet:
+    """The pictures of a folder that are asked for, see :func:`load_images`."""
     folder = Path(data.dir)
     if ids is None:
         ids = assign_ids(folder, image_files(folder, leave_out), {})
-    names = {image_id: name for name, image_id in ids.items()}
-    chosen = select_ids(names, data.start_id, data.end_id)
-    files = [folder / names[i] for i in chosen]
-    arrays = [load_image(file, shape[-1], shape[0], data.bit_depth) for file in files]
-    sources = tuple(Source(names[i], sha256_of(file)) for i, file in zip(chosen, files, strict=True))
-    origins = ("data",) * len(files)
-    return ImageSet(_tensors(arrays), tuple(chosen), tuple(file.stem for file in files), origins, sources)
+    paths = {image_id: name for name, image_id in ids.items()}
+    chosen = select_ids(paths, data.start_id, data.end_id)
+    files = [folder / paths[i] for i in chosen]
+
+    def read(position: int) -> np.ndarray:
+        return load_image(files[position], shape[-1], shape[0], data.bit_depth)
+
+    def source(position: int) -> Source:
+        try:
+            return Source(paths[chosen[position]], sha256_of(files[position]))
+        except OSError as error:
+            raise DataError(f"{files[position]} cannot be read: {error.strerror}") from error
+
+    return ImageSet(tuple(chosen), tuple(f.stem for f in files), ("data",) * len(files), read, source)
+
+
+class _Rows:
+    """Rows of an array of an archive, read in blocks: a compressed one is unfolded from its start every time."""
+
+    def __init__(self, path: Path, name: str, rows: Sequence[int]) -> None:
+        self.path, self.name, self.rows = path, name, rows
+        self.first, self.block = 0, np.empty((0,))
+
+    def __call__(self, position: int) -> np.ndarray:
+        if not self.first <= position < self.first + len(self.block):
+            with Archive(self.path) as archive:
+                block = archive.read(self.name, self.rows[position : position + BLOCK])
+            self.first, self.block = position, _with_channels(block)
+        return self.block[position - self.first]
 
 
 def _npz_images(data: DataSettings, shape: tuple[int, ...]) -> ImageSet:
     """Only the images that are asked for are read."""
     path = Path(data.path)
     with Archive(path) as archive:
-        name, rows = _split_rows(archive, data.split)
-        chosen = select_ids(range(len(rows)), data.start_id, data.end_id)
-        size = archive.header(name)[0][1:]
-        found = (*(size[2:] or (1,)), *size[:2])
-        if found != tuple(shape):
-            raise DataError(f"{path} holds images of shape {found}, the prior needs {shape}")
-        arrays = _with_channels(archive.read(name, [rows[i] for i in chosen]))
-    return _image_set(arrays, chosen, [f"{data.split}_{i:05d}" for i in chosen], ["data"] * len(chosen))
+        size = archive.header(_split_array(data.split))[0][1:]
+    found = (*(size[2:] or (1,)), *size[:2])
+    if found != tuple(shape):
+        raise DataError(f"{path} holds images of shape {found}, the prior needs {shape}")
+    return npz_rows(data)
+
+
+def npz_rows(data: DataSettings) -> ImageSet:
+    """The images of an ``.npz`` that are asked for, of whatever size.
+
+    Raises:
+        DataError: they are not there.
+    """
+    path = Path(data.path)
+    with Archive(path) as archive:
+        array, rows = _split_rows(archive, data.split)
+    chosen = select_ids(range(len(rows)), data.start_id, data.end_id)
+    read, names = _Rows(path, array, [rows[i] for i in chosen]), tuple(f"{data.split}_{i:05d}" for i in chosen)
+
+    def source(position: int) -> Source:
+        return Source(names[position], arrays_sha256(read(position)))
+
+    return ImageSet(tuple(chosen), names, ("data",) * len(chosen), read, source)

@@ -6,12 +6,14 @@ from itertools import zip_longest
 from typing import Any
 
 from evaluation.comparison import estimate
-from evaluation.modes import THRESHOLDS
+from evaluation.thresholds import THRESHOLDS
 from runs.config_hash import config_sha256
 from runs.environment import git_commit, versions
 
 SCHEMA = 1
 METRICS = ("psnr", "ssim", "lpips")
+HAS_RESULT = ("ok", "diverged")
+"""States of images with numbers; the others failed, or their input could not be read."""
 ALIGNMENTS = ("", "_aligned", "_channel_aligned")
 """As it is, after the best of the operator's symmetries, after the best combination of turned channels."""
 MEASUREMENT_RANGES = {
@@ -25,7 +27,7 @@ Record = dict[str, Any]
 
 def build_metrics(records: list[Record], config: dict[str, Any]) -> dict[str, Any]:
     """``metrics.json``, schema 1, from finished records."""
-    done = [r for r in records if r["state"] != "failed"]
+    done = [r for r in records if r["state"] in HAS_RESULT]
     metrics = {"schema": SCHEMA, "metadata": metadata(done, config)}
     for name in METRICS:
         for suffix in ALIGNMENTS:

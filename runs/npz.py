@@ -94,13 +94,17 @@ class Archive:
             raise DataError(f"{self.path}: array '{key}' is damaged: {error}") from error
         if dtype.hasobject:
             raise DataError(f"{self.path}: array '{key}' holds Python objects, which are not read; save plain numbers")
-        announced, held = math.prod(shape) * dtype.itemsize, self._zip.getinfo(f"{key}.npy").file_size - file.tell()
+        announced, held = math.prod(shape) * dtype.itemsize, self._bytes_of(key) - file.tell()
         if announced != held or min(shape, default=0) < 0:
             raise DataError(
                 f"{self.path}: array '{key}' is damaged: its header says {dtype} {shape}, {announced:,} bytes, but it "
                 f"holds {held:,}"
             )
         return shape, fortran, dtype
+
+    def _bytes_of(self, key: str) -> int:
+        """How long the file of an array is, its header included."""
+        return self._zip.getinfo(f"{key}.npy").file_size
 
     def _check_memory(self, key: str, needed: int) -> None:
         room = int(MEMORY_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
@@ -109,6 +113,31 @@ class Archive:
                 f"{self.path}: array '{key}' takes {needed / 1e9:.1f} GB in memory, more than half of what this "
                 f"machine has ({room / 1e9:.1f} GB): split the file"
             )
+
+
+class SingleArray(Archive):
+    """One array in a file of its own, ``.npy``, as an archive that holds nothing but ``y``.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.files = path, ["y"]
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        pass
+
+    def _open(self, key: str) -> IO[bytes]:
+        if key not in self.files:
+            raise DataError(f"{self.path} has no array '{key}': an .npy file holds y alone, np.savez saves both")
+        try:
+            return self.path.open("rb")
+        except OSError as error:
+            raise DataError(f"{self.path} is not a readable .npy file: {error}") from error
+
+    def _bytes_of(self, key: str) -> int:
+        return self.path.stat().st_size
 
 
 def _what_else(path: Path) -> str | None:

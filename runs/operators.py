@@ -20,7 +20,7 @@ from operators.phase_retrieval import PhaseRetrieval
 from priors.cards import refuse_known_file
 from priors.prior import PriorError
 from runs.checks import Checks, DataError, SettingsError
-from runs.npz import Archive
+from runs.given_arrays import open_arrays
 from runs.rng import operator_generator
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -198,8 +198,8 @@ def operators_of_measurements(
 
     Args:
         operator: as the configuration describes it.
-        path: ``.npz`` with ``image_ids`` and, for a random operator, the array ``mask`` or ``kernel``: one for all
-            measurements, or one each.
+        path: see :func:`runs.measurements.load_measurements`; for a random operator with the array ``mask`` or
+            ``kernel``: one for all measurements, or one each.
         ids: the measurements to reconstruct.
         image_shape: ``(C, H, W)``.
 
@@ -209,13 +209,15 @@ def operators_of_measurements(
     name = operator.part_name
     if name is None:
         return [operator] * len(ids)
-    with Archive(path) as archive:
+    one_shape = measurement_shape(operator, image_shape)
+    with open_arrays(path, one_shape) as archive:
         if name not in archive.files:
             raise DataError(
                 f"{path} has no array '{name}': a measurement of {operator.name} needs the {name} that was used, "
                 f"({', '.join(('H', 'W') if name == 'mask' else ('k', 'k'))}) or one for each measurement"
             )
-        (shape, dtype), count = archive.header(name), archive.header("y")[0][0]
+        (shape, dtype), given = archive.header(name), archive.header("y")[0]
+        count = 1 if len(given) == len(one_shape) else given[0]
         if dtype.kind not in "biuf" or len(shape) not in (2, 3) or (len(shape) == 3 and shape[0] not in (1, count)):
             raise DataError(f"{path}: {name} is {dtype} {shape}, expected one for all or for each of {count}")
         order = archive.read("image_ids").tolist() if "image_ids" in archive.files else range(count)

@@ -78,12 +78,17 @@ class PhaseClock:
         if self._current is None:
             return
         synchronise(self.device)
-        phase = self.phases[self._current]
-        phase.seconds += time.perf_counter() - self._started
-        if self.device.type == "cuda":
-            peak = torch.cuda.max_memory_allocated(self.device) / 2**20
-            phase.peak_vram_mb = max(peak, phase.peak_vram_mb or 0.0)
+        self.phases[self._current].seconds += time.perf_counter() - self._started
+        self.note_peak(self._current)
         self._current = None
+
+    def note_peak(self, name: str | None = None) -> None:
+        """Count the memory since the last phase began as that phase's (None): scores and pictures follow it."""
+        if self.device.type != "cuda":
+            return
+        phase = self.phases[name or list(self.phases)[-1]]
+        peak = torch.cuda.max_memory_allocated(self.device) / 2**20
+        phase.peak_vram_mb = max(peak, phase.peak_vram_mb or 0.0)
 
 
 class ClockHook(Hook):

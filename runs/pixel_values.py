@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-ORIENTATION = 0x0112
+from runs.upright import read_orientation, upright
+
 BITS, PHOTOMETRIC, EXTRA, SAMPLE_FORMAT = 258, 262, 338, 339
 MAX_SAMPLE_VALUES = (281, 341)
 DARK = 2**14
@@ -119,7 +120,7 @@ def _looks_scaled(samples: np.ndarray, bits: int) -> bool:
 
 def _samples(image: Image.Image, path: Path) -> np.ndarray:
     """Every sample as it is stored, ``(H, W, C)``, upright."""
-    orientation = image.getexif().get(ORIENTATION, 1)
+    orientation = read_orientation(image)
     image.load()  # finds damage
     is_big_endian = image.format == "TIFF" and image.tag_v2.prefix == b"MM"  # Pillow swaps the bytes of some twice
     if image.mode[0] in "IF" and not is_big_endian:
@@ -133,7 +134,7 @@ def _samples(image: Image.Image, path: Path) -> np.ndarray:
 
 
 def _single_samples(image: Image.Image) -> np.ndarray:
-    values = np.asarray(ImageOps.exif_transpose(image))[..., None]  # a TIFF is upright since it was loaded
+    values = np.asarray(upright(image))[..., None]  # a TIFF is upright since it was loaded
     is_signed = np.max(_tags(image).get(SAMPLE_FORMAT, 1)) == 2
     is_unsigned_32 = image.format == "TIFF" and values.dtype == np.int32 and not is_signed
     return values.view(np.uint32) if is_unsigned_32 else values

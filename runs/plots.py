@@ -2,13 +2,20 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from PIL import Image
+
+from runs.files import replacing
+
+if TYPE_CHECKING:  # imported where something is drawn
+    from matplotlib.axes import Axes
+
+
+GAP_COLOUR = (0.7, -0.7, -0.7)
+"""Red, in [-1, 1], for what was not measured."""
 
 
 def to_uint8(x: torch.Tensor) -> np.ndarray:
@@ -20,34 +27,49 @@ def to_uint8(x: torch.Tensor) -> np.ndarray:
 def save_png(path: Path, x: torch.Tensor) -> None:
     """Write one image ``(C, H, W)`` in [-1, 1]."""
     pixels = to_uint8(x)
-    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(path)
+    with replacing(path) as temporary:
+        Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(temporary)
 
 
-def show(axis: Axes, x: torch.Tensor, title: str, colour: str = "black") -> None:
+def show(axis: "Axes", x: torch.Tensor, title: str, colour: str = "black") -> None:
     """One tile of a figure."""
     pixels = to_uint8(x)
     axis.imshow(pixels if pixels.shape[-1] == 3 else pixels[..., 0], cmap="gray", interpolation="nearest")
-    axis.set_title(title, fontsize=8, color=colour)
+    axis.set_title(title, fontsize=8, color=colour, parse_math=False)
     axis.axis("off")
 
 
 def measurement_picture(y: torch.Tensor, picture: torch.Tensor | None = None) -> torch.Tensor:
     """A measurement for display: its ``picture`` where it is a grey or colour image, else the scaled log magnitude.
 
+    A pixel that was measured in no channel is red; one that was in some shows their mean.
+
     Args:
-        y: ``(C, H, W)``; other shapes are flattened to a row.
+        y: ``(C, H, W)``, NaN where not measured; other shapes are flattened to a row.
         picture: what the operator takes it for, see :meth:`operators.operator.Operator.picture`.
     """
     if picture is not None and picture.ndim == 3 and picture.shape[0] in (1, 3):
-        return picture
+        return _with_red_gaps(picture)
     plane = y if y.ndim == 3 else y.reshape(1, 1, -1)
-    values = torch.log10(plane.abs().mean(0, keepdim=True) + 1e-2)
-    low, high = values.min(), values.max()
-    return (values - low) / (high - low).clamp(min=1e-12) * 2 - 1
+    values = torch.log10(plane.abs().nanmean(0, keepdim=True) + 1e-2)
+    low, high = values[~values.isnan()].aminmax()
+    return _with_red_gaps((values - low) / (high - low).clamp(min=1e-12) * 2 - 1)
+
+
+def _with_red_gaps(picture: torch.Tensor) -> torch.Tensor:
+    """A picture ``(C, H, W)`` itself if it is finite, else ``(3, H, W)`` with its NaN filled or red."""
+    gaps = picture.isnan()
+    if not gaps.any():
+        return picture
+    filled = torch.where(gaps, picture.nanmean(0, keepdim=True), picture).expand(3, *picture.shape[1:])
+    red = picture.new_tensor(GAP_COLOUR)[:, None, None]
+    return torch.where(gaps.all(0), red, filled)
 
 
 def contact_sheet(path: Path, rows: Sequence[Sequence[tuple[torch.Tensor, str, bool]]], heading: str) -> None:
     """Tiles of ``(image, title, emphasised)`` in rows, to a PNG."""
+    from matplotlib.figure import Figure
+
     columns = max(len(row) for row in rows)
     figure = Figure(figsize=(1.75 * columns, 2.05 * len(rows) + 0.3), layout="constrained")
     axes = figure.subplots(len(rows), columns, squeeze=False)
@@ -56,8 +78,9 @@ def contact_sheet(path: Path, rows: Sequence[Sequence[tuple[torch.Tensor, str, b
             axis.axis("off")
         for axis, (image, title, emphasised) in zip(axis_row, row, strict=False):
             show(axis, image, title, "tab:green" if emphasised else "black")
-    figure.suptitle(heading, fontsize=9)
-    figure.savefig(path, dpi=110)
+    figure.suptitle(heading, fontsize=9, parse_math=False)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=110)
 
 
 class Snapshot(NamedTuple):

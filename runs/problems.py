@@ -1,40 +1,48 @@
 """What a run is to reconstruct: given measurements, or measurements simulated from images."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
+from operators.measured import leave_out
 from operators.operator import Operator
-from priors.cards import sha256_of
+from priors.checksums import sha256_of
 from priors.prior import Prior
 from runs.checks import DataError
 from runs.custom import check_custom_operator
-from runs.image_folder import assign_ids, image_files
-from runs.images import load_images
-from runs.measurements import centred_amplitudes, check_magnitude, file_convention, load_measurements
+from runs.images import ImageSet, load_images
+from runs.measurements import (
+    centred_amplitudes,
+    check_entries,
+    check_magnitude,
+    file_convention,
+    gaps_told,
+    load_measurements,
+    unread_arrays,
+)
 from runs.operators import measurement_shape, operator_of_image, operators_of_measurements
-from runs.record import RunFolder
+from runs.pending import Pending
 from runs.result import Problem
+from runs.resume import SumsOf
 from runs.rng import measurement_generator
-from runs.settings import DataSettings, RunSettings
+from runs.settings import RunSettings
 from runs.sources import Source, arrays_sha256
 
+T = TypeVar("T")
 NOISE_TOLERANCE = 0.1
-SumsOf = Callable[[Sequence[int]], dict[int, str]]
 
 
-def load_problems(
-    settings: RunSettings, prior: Prior, operator: Operator, device: torch.device, ids: dict[str, int] | None
-) -> list[Problem]:
+def find_problems(settings: RunSettings, prior: Prior, operator: Operator, ids: dict[str, int] | None) -> list[Pending]:
     """The measurements of this run: given ones, or simulated from images.
 
     Args:
         settings: data and task.
         prior: whose images are measured.
         operator: that measures them.
-        device: where measurements go.
         ids: of the files of a folder, see :func:`folder_ids`; else None.
 
     Raises:
@@ -43,36 +51,82 @@ def load_problems(
     if settings.task.kind == "custom":
         check_custom_operator(operator, prior.image_shape)
     if settings.data.measurement is not None:
-        return _given(settings, prior, operator, device)
-    images = load_images(settings.data, prior.image_shape, ids)
-    problems = []
-    each = zip(images.pixels, images.ids, images.names, images.origins, images.sources, strict=True)
-    for x, image_id, name, origin, source in each:
-        truth = x[None]
+        found = _given(settings, prior, operator)
+    else:
+        measurement_shape(operator, prior.image_shape)
+        images = load_images(settings.data, prior.image_shape, ids)
+        found = [_simulated(settings, prior, operator, images, k) for k in range(len(images))]
+    _check_some(found, settings.on_error)
+    return found
+
+
+def _itself(value: T) -> T:
+    return value
+
+
+def _simulated(settings: RunSettings, prior: Prior, operator: Operator, images: ImageSet, position: int) -> Pending:
+    image_id, name, origin = images.ids[position], images.names[position], images.origins[position]
+
+    def load() -> Problem:
+        truth = images.image(position)
         own = operator_of_image(operator, settings.seed, image_id, prior.image_shape)
         y = own.measure(truth, measurement_generator(settings.seed, image_id))
-        problems.append(Problem(image_id, name, origin, own, y.to(device), truth.to(device), source))
-    return problems
+        return Problem(image_id, name, origin, own, y, truth, images.source(position))
+
+    return Pending(image_id, name, lambda: images.source(position), load)
 
 
-def _given(settings: RunSettings, prior: Prior, operator: Operator, device: torch.device) -> list[Problem]:
-    path, problems = Path(settings.data.measurement), []
-    convention = file_convention(path, settings.task) if settings.task.kind == "phase_retrieval" else None
-    for image_id, y, own, source in _read_given(settings, prior, operator):
+def _check_some(found: Sequence[Pending], on_error: str) -> None:
+    """Something can be read, or with ``stop`` everything can, before any work begins.
+
+    Raises:
+        DataError: of the first input.
+    """
+    first: DataError | None = None
+    for pending in found:
+        try:
+            pending.load(keep=first is None and on_error == "continue")
+        except DataError as error:
+            first = first or error
+            if on_error == "stop":
+                raise
+            continue
+        if on_error == "continue":
+            return
+    if first is not None:
+        rest = f" (and none of the {len(found) - 1} others can be read)" if len(found) > 1 else ""
+        raise DataError(f"{first}{rest}")
+
+
+def _given(settings: RunSettings, prior: Prior, operator: Operator) -> list[Pending]:
+    """Measurements of a file; one that no image can have, or that holds nothing, is found when it is its turn."""
+    path, task = Path(settings.data.measurement), settings.task
+    shape = measurement_shape(operator, prior.image_shape)
+    convention = file_convention(path, shape, task) if task.kind == "phase_retrieval" else None
+    rows = list(_read_given(settings, prior, operator))
+
+    def load(image_id: int, y: torch.Tensor, own: Operator, source: Source) -> Problem:
+        check_entries(path, image_id, y)
         if convention is not None:
-            y = centred_amplitudes(y, image_id, convention, prior.image_shape, settings.task)
-        check_magnitude(own, y[None], image_id, prior.image_shape)
-        problems.append(Problem(image_id, source.name, "measured", own, y[None].to(device), None, source))
-    return problems
+            y = centred_amplitudes(y, image_id, convention, prior.image_shape, task)
+        bound, y = leave_out(own, y)
+        check_magnitude(bound, y[None], image_id, prior.image_shape)
+        return Problem(image_id, source.name, "measured", bound, y[None], None, source)
+
+    left_out = [int(y.isnan().sum()) for _, y, _, _ in rows]
+    told = gaps_told(path, left_out, sum(y.numel() for _, y, _, _ in rows), operator.part_name)
+    for line in told + unread_arrays(path, shape, operator.part_name):
+        print(line)
+    return [Pending(row[0], row[3].name, partial(_itself, row[3]), partial(load, *row)) for row in rows]
 
 
 def _read_given(
     settings: RunSettings, prior: Prior, operator: Operator
 ) -> Iterator[tuple[int, torch.Tensor, Operator, Source]]:
-    """Id, values as they stand in the file, operator and source of each measurement."""
+    """Id, values as they stand in the file (NaN: not measured), operator and source of each measurement."""
     data, path = settings.data, Path(settings.data.measurement)
     shape = measurement_shape(operator, prior.image_shape)
-    values, ids = load_measurements(path, shape, data.start_id, data.end_id)
+    values, ids = load_measurements(path, shape, data.start_id, data.end_id, operator.part_name)
     operators = operators_of_measurements(operator, path, ids, prior.image_shape)
     for image_id, y, own in zip(ids, values, operators, strict=True):
         part = None if own.part is None else own.part.numpy()
@@ -93,36 +147,20 @@ def sums_now(settings: RunSettings, prior: Prior, operator: Operator, ids: dict[
                 found = _read_given(replace(settings, data=span), prior, operator)
                 return {i: source.sha256 for i, _, _, source in found}
             images = load_images(span, prior.image_shape)
-            return {i: s.sha256 for i, s in zip(images.ids, images.sources, strict=True)}
+            return {i: images.source(k).sha256 for k, i in enumerate(images.ids) if i in wanted}
         except DataError:  # what is gone has no checksum
             return {}
 
     return of
 
 
-def folder_ids(data: DataSettings, folder: RunFolder) -> dict[str, int] | None:
-    """Ids of the images of ``data.dir`` by their paths below it, as this run knows them; None for other data.
-
-    Raises:
-        DataError: there is no image.
-    """
-    if data.measurement is not None or data.kind != "folder":
+def noise_warning(problem: Problem) -> str | None:
+    """Does a measurement reveal another noise level than the configured one?"""
+    operator = problem.operator
+    found = operator.estimated_noise_sigma(problem.y)
+    if found is None or abs(found.item() / operator.noise_sigma - 1) <= NOISE_TOLERANCE:
         return None
-    root = Path(data.dir)
-    files = image_files(root, [folder.path])
-    names = [path.relative_to(root).as_posix() for path in files]
-    return assign_ids(root, files, folder.known_files(names))
-
-
-def noise_warnings(problems: Sequence[Problem]) -> list[str]:
-    """Which measurements reveal another noise level than the configured one."""
-    lines = []
-    for problem in problems:
-        operator = problem.operator
-        found = operator.estimated_noise_sigma(problem.y)
-        if found is not None and abs(found.item() / operator.noise_sigma - 1) > NOISE_TOLERANCE:
-            lines.append(
-                f"{problem.name}: the measurement's noise looks like {found.item():.3g}, but task.noise_sigma is "
-                f"{operator.noise_sigma:g}; the noise floor will be off"
-            )
-    return lines
+    return (
+        f"{problem.title}: the measurement's noise looks like {found.item():.3g}, but task.noise_sigma is "
+        f"{operator.noise_sigma:g}; the noise floor will be off"
+    )

@@ -2,17 +2,19 @@
 
 import time
 import traceback
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from evaluation.metrics import Evaluator, Scores, psnr_db
 from evaluation.modes import Modes, channel_agreement, find_modes, has_twins, symmetry_index
 from evaluation.selection import Candidates, select
 from operators.magnitudes import Convention
+from operators.measured import with_gaps
 from operators.phase_retrieval import PhaseRetrieval
 from priors.prior import Prior
 from runs.console import ProgressHook, TrajectoryHook
@@ -24,12 +26,16 @@ from runs.hook_records import optimization_record, repulsion_record, resampling_
 from runs.hooks import HookPlan
 from runs.measurements import FORM, ORIGIN
 from runs.metrics_file import ALIGNMENTS, Record
+from runs.pending import Pending
 from runs.phases import ClockHook, PhaseClock
+from runs.progress import RunProgress
 from runs.record import RunFolder
 from runs.result import Problem, Result
 from runs.rng import ParticleStreams
+from runs.statuses import StoppedError
 from sampler import Info, LatentDAPS, SamplerSettings, State
 
+T = TypeVar("T")
 DROPPING = ("pruning", "restarts", "restarts_end")
 """Kinds of log rows that name diverged particles which are not in the last state any more."""
 
@@ -48,7 +54,9 @@ class Reconstructor:
         save_trajectory: draw trajectory figures.
         calls: counts the calls of ``prior``.
         prior_sha256: of its weights, for the record.
+        device: where to compute; a measurement goes there when it is its turn.
         selection_rule: how the answer is chosen, see :data:`evaluation.selection.RULES`.
+        progress: of the run; without it, of a run of one image.
     """
 
     def __init__(
@@ -63,59 +71,113 @@ class Reconstructor:
         save_trajectory: bool,
         calls: Calls,
         prior_sha256: str,
+        device: torch.device,
         selection_rule: str = "loss",
+        progress: RunProgress | None = None,
     ) -> None:
-        self.prior, self.settings, self.evaluator = prior, settings, evaluator
+        self.prior, self.settings, self.evaluator, self.device = prior, settings, evaluator, device
         self.plan, self.calls, self.selection_rule = plan, calls, selection_rule
-        self.prior_sha256 = prior_sha256
+        self.prior_sha256, self.progress = prior_sha256, progress or RunProgress(1)
         self.folder, self.seed, self.particle_ids, self.save_trajectory = folder, seed, particle_ids, save_trajectory
 
     def run(self, problem: Problem) -> Record:
-        """Reconstruct, write pictures and the record; a failure is recorded and does not stop other images."""
+        """Reconstruct, write the record, then pictures; a failure is recorded and does not stop other images.
+
+        Out of memory, the particles are decoded in smaller batches. Numbers are saved before anything is drawn, and a
+        picture that cannot be drawn costs no result.
+
+        Raises:
+            StoppedError: the device answers no more, so that every later image would fail.
+            OSError: the results cannot be written.
+        """
+        problem = problem.to(self.device)
+        sampled = None
         try:
-            record = self._run(problem)
+            sampled = self._retrying(lambda: self._sample(problem), problem)
+            result, record = self._retrying(lambda: self._finish(problem, sampled), problem)
         except RuntimeError as error:  # out of memory and the like; anything else is a bug and stops the run
             traceback.print_exc()
-            record = {
-                "image_id": problem.image_id,
-                "name": problem.name,
-                "input": problem.source._asdict(),
-                "state": "failed",
-                "diverged_particles": [],
-                "error": f"{type(error).__name__}: {error}",
-            }
+            record = failed_record(problem, f"{type(error).__name__}: {error}")
+            self.folder.save(record)
+            check_device(self.device)
+            if sampled is not None:
+                self._keep_latents(problem, sampled.state)
+            return record
+        floats = self._save_floats(result)
+        self.folder.save_numbers(record)
+        pictures, fault = self._draw(result, sampled)
+        record |= {"pictures_error": fault, "files": self.folder.describe([floats, *pictures])}
         self.folder.save(record)
         return record
 
-    def _run(self, problem: Problem) -> Record:
-        device, clock, started = problem.y.device, PhaseClock(problem.y.device), time.perf_counter()
+    def _keep_latents(self, problem: Problem, state: State) -> None:
+        """What was sampled before its scores failed."""
+        path = self.folder.floats_path(problem.image_id).with_name(f"{problem.image_id:05d}_latents.npz")
+        with replacing(path) as temporary:
+            np.savez_compressed(temporary, latents=state.z0_y.cpu().numpy(), particle_ids=np.array(state.ids))
+        print(f"{problem.title}: what was sampled is kept in {path}")
+
+    def _retrying(self, work: Callable[[], T], problem: Problem) -> T:
+        """Do something; where memory runs out, again with half as many particles decoded at once."""
+        while True:
+            try:
+                return work()
+            except torch.OutOfMemoryError:
+                smaller = (self.prior.decode_batch or len(self.particle_ids)) // 2
+                if smaller < 1:
+                    raise
+            self.prior = replace(self.prior, decode_batch=smaller)
+            self.plan = self.plan.with_prior(self.prior)
+            torch.cuda.empty_cache()
+            print(
+                f"{problem.title}: out of memory, going on with {smaller} particles decoded at once; "
+                f"decode_batch={smaller} says so from the start"
+            )
+
+    def _sample(self, problem: Problem) -> "Sampled":
+        clock, started = PhaseClock(self.device), time.perf_counter()
         calls_before = self.calls.copy()
         trajectory, info = TrajectoryHook(self.settings.num_levels), Info()
         operator, plan = problem.operator, replace(self.plan, operator=problem.operator)
         floor = operator.noise_floor(problem.y)
         streams, start, started_from = ParticleStreams(self.seed, problem.image_id), None, None
         if plan.warm_start is not None:
-            start, started_from = plan.warm_start(problem.y, streams, self.particle_ids)
+            warm_start = replace(plan.warm_start, operator=operator)  # it knows what was not measured
+            start, started_from = warm_start(problem.y, streams, self.particle_ids)
         first = 0 if start is None else start.level
-        with tqdm(total=self.settings.num_levels - first, desc=problem.name, unit="level") as bar:
+        with self.progress.image(problem.title, self.settings.num_levels - first) as progress:
             clock.enter(plan.phases[0])
             hooks = plan.hooks(problem.y, clock)
             hooks += [trajectory] if self.save_trajectory else []
-            hooks += [ProgressHook(bar, floor.mean.item()), ClockHook(clock)]
+            hooks += [ProgressHook(progress, floor.mean.item()), ClockHook(clock)]
             loop = LatentDAPS(self.prior, operator, self.settings, hooks)
             state = loop.sample(problem.y, streams, self.particle_ids, info, start, plan.num_samples)
             clock.leave()
-        result = self._evaluate(problem, state, info)
-        cost = {"seconds": time.perf_counter() - started, "calls": self.calls.since(calls_before)}  # without pictures
-        self._save_floats(result)
-        levels, line = [], []
-        if self.save_trajectory:
-            levels = trajectory.decoded(self.prior, device, result.particle_ids + result.diverged_ids)
-            if result.selection is not None:
-                chosen = result.particle_ids[result.selection.index]
-                line = trajectory.lineage(self.prior, device, chosen)
-        draw_result(self.folder.path, result, levels, line, info.rows.get("symmetry", []))
-        return self._record(result, clock, info, cost) | {"start": started_from}
+        return Sampled(state, info, clock, trajectory, started_from, started, calls_before)
+
+    def _finish(self, problem: Problem, sampled: "Sampled") -> tuple[Result, Record]:
+        result = self._evaluate(problem, sampled.state, sampled.info)
+        seconds = time.perf_counter() - sampled.started  # without pictures
+        cost = {"seconds": seconds, "calls": self.calls.since(sampled.calls_before)}
+        sampled.clock.note_peak()
+        record = self._record(result, sampled.clock, sampled.info, cost)
+        return result, record | {"start": sampled.started_from, "files": None}
+
+    def _draw(self, result: Result, sampled: "Sampled") -> tuple[list[Path], str | None]:
+        """Draw what there is to see; the paths, or none and why not."""
+        try:
+            levels, line = [], []
+            if self.save_trajectory:
+                shown_ids = result.particle_ids + result.diverged_ids
+                levels = sampled.trajectory.decoded(self.prior, self.device, shown_ids)
+                if result.selection is not None:
+                    chosen = result.particle_ids[result.selection.index]
+                    line = sampled.trajectory.lineage(self.prior, self.device, chosen)
+            return draw_result(self.folder.path, result, levels, line, sampled.info.rows.get("symmetry", [])), None
+        except Exception as error:  # whatever it is, the numbers are there
+            fault = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            print(f"{result.problem.title}: its pictures could not be drawn ({fault}); its numbers are saved")
+            return [], fault
 
     def _evaluate(self, problem: Problem, state: State, info: Info) -> Result:
         decoded = self.prior.decode(state.z0_y)
@@ -135,8 +197,8 @@ class Reconstructor:
         agreed = next((row["agreed"] for row in info.rows.get("restarts_end", [])), None)
         return Result(problem, images, loss, ids, state.particle_id[~alive].tolist(), selection, scores, modes, agreed)
 
-    def _save_floats(self, result: Result) -> None:
-        arrays = {"y": result.problem.y, "estimates": result.images}
+    def _save_floats(self, result: Result) -> Path:
+        arrays = {"y": with_gaps(result.problem.operator, result.problem.y), "estimates": result.images}
         if result.problem.truth is not None:
             arrays["truth"] = result.problem.truth
         if result.problem.operator.part is not None:
@@ -144,13 +206,15 @@ class Reconstructor:
         numbers = {name: value.cpu().numpy() for name, value in arrays.items()}
         if isinstance(result.problem.operator, PhaseRetrieval):
             numbers |= {FORM: np.array(Convention().measurement), ORIGIN: np.array(Convention().origin)}
-        with replacing(self.folder.floats_path(result.problem.image_id)) as path:
+        target = self.folder.floats_path(result.problem.image_id)
+        with replacing(target) as path:
             np.savez_compressed(
                 path,
                 image_ids=np.array([result.problem.image_id]),
                 particle_ids=np.array(result.particle_ids, dtype=np.int64),
                 **numbers,
             )
+        return target
 
     def _record(self, result: Result, clock: PhaseClock, info: Info, cost: dict[str, Any]) -> Record:
         problem, selection = result.problem, result.selection
@@ -241,6 +305,50 @@ class Reconstructor:
             empty = {"labels": [], "coverage": 0, "twin_fit": [], "channel_fit": [], "solved": []}
             return {"metrics": {n: [] for n in names}, "selected": None, "modes": empty}
         return quality_record(result.scores, result.modes, result.selection.index, result.selection.symmetry)
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What the sampler left of one image, and what its record needs."""
+
+    state: State
+    info: Info
+    clock: PhaseClock
+    trajectory: TrajectoryHook
+    started_from: dict[str, Any] | None
+    started: float
+    calls_before: Calls
+
+
+probe = torch.zeros
+"""Makes a tensor on a device, to see whether it still can."""
+
+
+def check_device(device: torch.device) -> None:
+    """Does the device still compute?
+
+    Raises:
+        StoppedError: it does not.
+    """
+    try:
+        probe(1, device=device).add(1).item()
+    except RuntimeError as error:
+        raise StoppedError(f"{device} answers no more ({' '.join(str(error).split())[:200]})") from error
+
+
+def failed_record(problem: Problem, error: str) -> Record:
+    """The record of an image that failed."""
+    return _without_result(problem.image_id, problem.name, problem.source._asdict(), "failed", error)
+
+
+def skipped_record(pending: Pending, error: str) -> Record:
+    """The record of an image whose input cannot be read."""
+    return _without_result(pending.image_id, pending.name, None, "skipped", error)
+
+
+def _without_result(image_id: int, name: str, source: dict[str, Any] | None, state: str, error: str) -> Record:
+    facts = {"image_id": image_id, "name": name, "input": source, "state": state}
+    return facts | {"diverged_particles": [], "error": error}
 
 
 def quality_record(scores: Scores, modes: Modes, index: int, symmetry: str) -> dict[str, Any]:

@@ -5,11 +5,13 @@ import json
 import math
 import os
 import re
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from priors.checksums import sha256_of
 from runs.checks import SettingsError
 from runs.claims import STALE_SECONDS, Claim, Holder, clock_of, folder_lock, take
 from runs.config_hash import changed_keys, config_sha256
@@ -20,7 +22,10 @@ from runs.stored_config import dump_config, read_config
 
 __all__ = ["RunFolder", "finite", "write_atomically"]
 RECORD_NAME = re.compile(r"\d{5,}\.json")
-STATES = ("ok", "diverged", "failed")
+STATES = ("ok", "diverged", "failed", "skipped")
+SUMMARY = ("image_id", "name", "state", "error", "input", "environment", "prior_sha256", "files")
+METRICS_SHARE = 0.05
+"""``metrics.json`` is made of all records: between two times so much of the time goes into it at most."""
 FileState = tuple[int, int, int]
 NO_CONFIG = {
     "name": "",
@@ -62,6 +67,7 @@ class RunFolder:
     def __init__(self, save_dir: str, name: str, config: dict[str, Any]) -> None:
         self.path, self.config = Path(save_dir) / name, config
         self._read: dict[str, tuple[FileState, Record | None]] = {}
+        self._metrics_due, self.clock = 0.0, time.monotonic
         self._check()
 
     def _check(self) -> None:
@@ -90,17 +96,20 @@ class RunFolder:
         """Create the folder and write ``config.yaml``; called once everything else has loaded.
 
         Raises:
-            SettingsError: it cannot be written, or a run of another configuration was faster.
+            SettingsError: files are in the way, or a run of another configuration was faster.
+            OSError: it cannot be written.
         """
         try:
             for sub in self.SUBFOLDERS:
                 (self.path / sub).mkdir(parents=True, exist_ok=True)
-            with folder_lock(self.path):
-                self._check()
-                write_atomically(self.path / "config.yaml", dump_config(self.config))
-            remove_abandoned(self.path, clock_of(self.path) - STALE_SECONDS)
-        except OSError as error:
-            raise SettingsError(f"save_dir: cannot write to {self.path}: {error.strerror}") from error
+        except (FileExistsError, NotADirectoryError, PermissionError) as error:
+            raise SettingsError(
+                f"save_dir: cannot write to {self.path}: {error.strerror} ({error.filename})"
+            ) from error
+        with folder_lock(self.path):
+            self._check()
+            write_atomically(self.path / "config.yaml", dump_config(self.config))
+        remove_abandoned(self.path, clock_of(self.path) - STALE_SECONDS)
 
     @contextmanager
     def claim(self, image_id: int) -> Iterator[Holder | bool | None]:
@@ -120,7 +129,7 @@ class RunFolder:
         Args:
             names: paths of the files that are there now, in natural order.
         """
-        table, records = self._table(), {r["image_id"]: r for r in self.records()}
+        table, records = self._table(), {r["image_id"]: r for r in self.summaries()}
         sums = {i: (r.get("input") or {}).get("sha256") for i, r in records.items()}
         if table is None:  # stored before there was a table: a record's name is a file's without its suffix
             table = {}
@@ -150,9 +159,14 @@ class RunFolder:
         table = _read_json(self.path / "images.json")
         return table if isinstance(table, dict) and all(type(i) is int for i in table.values()) else None
 
-    def record(self, image_id: int) -> Record | None:
-        """The record of an image; None where there is none that can be read and is this image's."""
-        return self._record(self._record_path(image_id))
+    def summary(self, image_id: int) -> Record | None:
+        """What going on needs of an image's record; None where there is none that can be read and is this image's."""
+        return self._summary(self._record_path(image_id))
+
+    def summaries(self) -> list[Record]:
+        """The same of all records, by image id."""
+        found = (self._summary(path) for path in self.record_files())
+        return sorted((r for r in found if r is not None), key=lambda r: r["image_id"])
 
     def set_aside(self, image_id: int) -> None:
         """A record counts no more; it stays beside the others, under another name."""
@@ -160,11 +174,28 @@ class RunFolder:
         os.replace(path, path.with_suffix(".replaced"))
 
     def save(self, record: Record) -> None:
-        """Write one image's record atomically, with a checksum of its own, then ``metrics.json``."""
+        """Write one image's record; ``metrics.json`` follows where that costs little beside what the run does."""
+        self.save_numbers(record)
+        if (started := self.clock()) >= self._metrics_due:
+            self.save_metrics()
+            ended = self.clock()
+            self._metrics_due = ended + (ended - started) / METRICS_SHARE
+
+    def save_numbers(self, record: Record) -> None:
+        """Write one image's record atomically, with a checksum of its own."""
         plain = json.loads(json.dumps(finite({k: v for k, v in record.items() if k != "checksum"})))
         text = json.dumps(plain | {"checksum": _checksum(plain)}, indent=1)
         write_atomically(self._record_path(record["image_id"]), text)
-        self.save_metrics()
+
+    def describe(self, paths: Sequence[Path]) -> dict[str, list[int | str]]:
+        """Size and checksum of files of this run, by their paths below its folder."""
+        return {p.relative_to(self.path).as_posix(): [p.stat().st_size, sha256_of(p)] for p in paths}
+
+    def damaged_files(self, record: Record) -> list[Path]:
+        """Files of a record that have another size than when they were written; those that were removed are not."""
+        known = (record.get("files") or {}).items()
+        states = ((self.path / name, size, _file_state(self.path / name)) for name, (size, _) in known)
+        return [path for path, size, state in states if state is not None and state[2] != size]
 
     def floats_path(self, image_id: int) -> Path:
         """Where the measurement and the float estimates of an image lie."""
@@ -176,12 +207,12 @@ class RunFolder:
 
     def records(self) -> list[Record]:
         """All records that can be read, by image id."""
-        found = (self._record(path) for path in self.record_files())
+        found = (_read_json(path) for path in self.record_files() if self._summary(path) is not None)
         return sorted((r for r in found if r is not None), key=lambda r: r["image_id"])
 
     def damaged(self) -> list[Path]:
         """Files of records that count as not there."""
-        return [path for path in self.record_files() if self._record(path) is None]
+        return [path for path in self.record_files() if self._summary(path) is None]
 
     def save_metrics(self) -> dict[str, Any]:
         """Write and return ``metrics.json``, again if another process saved a record meanwhile."""
@@ -195,14 +226,15 @@ class RunFolder:
     def _state_of_records(self) -> list[tuple[str, FileState | None]]:
         return [(path.name, _file_state(path)) for path in self.record_files()]
 
-    def _record(self, path: Path) -> Record | None:
-        """Read a record, or remember it as long as its file stays the same."""
+    def _summary(self, path: Path) -> Record | None:
+        """Read and check a record once, and remember what matters of it as long as its file stays the same."""
         state = _file_state(path)
         if state is None:
             return None
         known = self._read.get(path.name)
         if known is None or known[0] != state:
-            known = self._read[path.name] = (state, _read_record(path))
+            record = _read_record(path)
+            known = self._read[path.name] = (state, None if record is None else _summarise(record))
         return known[1]
 
     def _record_path(self, image_id: int) -> Path:
@@ -232,6 +264,11 @@ def _read_record(path: Path) -> Record | None:
         return None
     own = type(record.get("image_id")) is int and path.name == f"{record['image_id']:05d}.json"
     return record if own and _is_whole(record) else None
+
+
+def _summarise(record: Record) -> Record:
+    fingerprint = (record.get("measurement") or {}).get("fingerprint")
+    return {k: record[k] for k in SUMMARY if k in record} | {"measurement": {"fingerprint": fingerprint}}
 
 
 def _is_whole(record: Record) -> bool:

@@ -1,6 +1,6 @@
 """One measurement, and what its reconstruction came to."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -8,6 +8,7 @@ from evaluation.metrics import Scores
 from evaluation.modes import Modes
 from evaluation.selection import Selection
 from operators.operator import Operator
+from runs.names import shown
 from runs.sources import Source
 
 
@@ -32,6 +33,15 @@ class Problem:
     y: torch.Tensor
     truth: torch.Tensor | None
     source: Source
+
+    @property
+    def title(self) -> str:
+        """The name for people, without what a terminal or a figure could take for more than text."""
+        return shown(self.name)
+
+    def to(self, device: torch.device) -> "Problem":
+        """The same with its measurement and truth on ``device``."""
+        return replace(self, y=self.y.to(device), truth=None if self.truth is None else self.truth.to(device))
 
 
 @dataclass(frozen=True)

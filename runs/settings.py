@@ -200,6 +200,7 @@ class RunSettings(HookKeys):
             tau from ``optimization_tau``.
         decode_batch: decode and differentiate at most this many particles at once, to save memory; null: all.
         save_trajectory: write the trajectory figures.
+        on_error: an input that cannot be read is named and left out (``continue``), or ends the run (``stop``).
     """
 
     name: str = field(default="demo", metadata=facts(identity=False))
@@ -214,6 +215,7 @@ class RunSettings(HookKeys):
     selection_rule: str = "loss"
     decode_batch: int | None = None
     save_trajectory: bool = field(default=True, metadata=facts(identity=False))
+    on_error: str = field(default="continue", metadata=facts(identity=False))
     data: DataSettings = field(default_factory=DataSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
     task: TaskSettings = field(default_factory=TaskSettings)

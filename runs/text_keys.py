@@ -31,14 +31,14 @@ def text_keys(schema: type, prefix: str = "") -> Iterator[tuple[str, bool]]:
             yield from text_keys(entry, f"{name}.{ANY_ENTRY}.")
 
 
-def quote_text(arguments: list[str], schema: type) -> list[str]:
+def quote_text(arguments: list[str], schema: type, sweep: bool = False) -> list[str]:
     """The same overrides with the values of text keys quoted for Hydra.
 
-    ``null`` stays null where the key may be null; values that are quoted already stay as they are. In a sweep (``-m``)
-    commas outside of quotes divide a value into several.
+    ``null`` stays null where the key may be null; values that are quoted already stay as they are. In a sweep (``-m``
+    among the arguments, or ``sweep``) commas outside of quotes divide a value into several.
     """
     known = dict(text_keys(schema))
-    sweep = any(a in ("-m", "--multirun") for a in arguments)
+    sweep = sweep or any(a in ("-m", "--multirun") for a in arguments)
     return [_quoted_argument(a, known, sweep) for a in arguments]
 
 

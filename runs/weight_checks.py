@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 
 from evaluation.lpips import LpipsError, lpips_files, read_lpips
-from priors.cards import Card, problem_with_file, read_cards, sha256_of
+from priors.cards import Card, problem_with_file, read_cards
+from priors.checksums import sha256_of
 from priors.dino import DinoFeatures, dino_weights
 from priors.prior import PriorError
 from runs.installation import NOTE, OK, PROBLEM, Finding

@@ -6,7 +6,7 @@ from pathlib import Path
 
 METRICS = ("psnr", "ssim", "lpips", "psnr_aligned", "ssim_aligned", "lpips_aligned")
 LABELS = {"0", "180", "mixed", "none", "symmetric"}
-STATES = {"ok", "diverged", "failed"}
+STATES = {"ok", "diverged", "failed", "skipped"}
 PHASES = (
     {"sampling"},
     {"pre_pruning", "post_pruning"},
@@ -215,13 +215,13 @@ def check_vram(vram, phases, meta):
 def check_status(status, ids, particles, num_samples):
     rows = status["per_image"]
     left = dict(zip(ids, particles, strict=True))
-    need([r["image_id"] for r in rows if r["state"] != "failed"] == ids, "status", "does not cover image_ids")
+    need([r["image_id"] for r in rows if r["state"] in ("ok", "diverged")] == ids, "status", "does not cover image_ids")
     for row in rows:
         keys(row, "status", "image_id", "state", "diverged_particles", "error")
         need(row["state"] in STATES, "status.state", row["state"])
-        text(row["error"], "status.error", null=row["state"] != "failed")
+        text(row["error"], "status.error", null=row["state"] not in ("failed", "skipped"))
         listed(row["diverged_particles"], "diverged_particles", integer)
-        if row["state"] == "failed":
+        if row["state"] in ("failed", "skipped"):
             continue
         need((left[row["image_id"]] == 0) == (row["state"] == "diverged"), "status", "state against particles")
         need(left[row["image_id"]] + len(row["diverged_particles"]) <= num_samples, "status", "too many particles")

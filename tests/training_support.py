@@ -12,6 +12,19 @@ from training.latent_diffusion import train_denoiser
 from training.loop import LoopSettings
 
 CPU = torch.device("cpu")
+TINY = (
+    "resolution=16",
+    "device=cpu",
+    "autoencoder.channels=[8,8]",
+    "autoencoder.norm_groups=4",
+    "denoiser.channels=[8,8]",
+    "denoiser.attention_levels=0",
+    "denoiser.norm_groups=4",
+    "denoiser.head_channels=4",
+    "denoiser.bank_views=1",
+    *(f"{s}.loop.{k}" for s in ("autoencoder", "denoiser") for k in ("num_steps=4", "batch_size=4", "bfloat16=false")),
+)
+"""A whole training of the command line in seconds."""
 FEW_STEPS = LoopSettings(7, 4, 2e-3, warmup_steps=2, log_every=1, checkpoint_every=3)
 
 

@@ -12,6 +12,10 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+if __name__ == "__main__":  # before torch is loaded
+    from runs.start_up import let_waiting_threads_sleep
+
+    let_waiting_threads_sleep()
 
 from priors.conversion.families import FAMILIES, OPTIONS
 from priors.conversion.schedule import schedule_text
@@ -25,13 +29,20 @@ def summary(card: Card, target: Path) -> str:
     lines += [f"  {name}: {count:,} parameters" for name, count in card.parameters.items()]
     weights = "averaged (EMA)" if card.ema else "as stored"
     lines.append(f"  weights {weights}; {card.used_keys} of {card.source_keys} keys used")
-    lines += _facts(card)
+    lines += _places(card) + _facts(card)
     lines += [f"  dropped {n} {prefix}: {card.reasons[prefix]}" for prefix, n in card.dropped.items()]
     lines += [f"  dropped rows {a}-{b - 1} of {key}: learned variance" for key, (a, b) in card.dropped_rows.items()]
     if card.num_classes:
         null = "none of them is 'none'" if card.null_class is None else f"{card.null_class} is 'none'"
         lines.append(f"  {card.num_classes} classes, {null}{_origin(card, 'null class')}")
     return "\n".join(lines)
+
+
+def _places(card: Card) -> list[str]:
+    """Where in the file the weights stand, and what was taken off their names."""
+    beside = f"; left out: {', '.join(card.other_entries)}" if card.other_entries else ""
+    entry = [f"  read from its entry {card.entry or '(none)'}{beside}"] if card.entry or beside else []
+    return entry + [f"  removed {name} from {count} names" for name, count in card.removed_names.items()]
 
 
 def _facts(card: Card) -> list[str]:

@@ -16,6 +16,11 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+if __name__ == "__main__":  # before torch is loaded
+    from runs.start_up import let_waiting_threads_sleep
+
+    let_waiting_threads_sleep()
+
 from runs.installation import (
     NOTE,
     OK,

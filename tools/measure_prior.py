@@ -12,6 +12,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+if __name__ == "__main__":  # before torch is loaded
+    from runs.start_up import let_waiting_threads_sleep
+
+    let_waiting_threads_sleep()
+
 from priors.embedded import CONFIG, load_embedded, read_config
 from priors.prior import PriorError
 from runs.checks import DataError

@@ -14,13 +14,17 @@ import torch
 from omegaconf import OmegaConf
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+if __name__ == "__main__":  # before torch is loaded
+    from runs.start_up import let_waiting_threads_sleep
+
+    let_waiting_threads_sleep()
 
 from evaluation.lpips import LpipsError, read_lpips
 from evaluation.metrics import Evaluator
 from evaluation.modes import find_modes, has_twins
 from runs.build import build_operator
 from runs.checks import DataError, SettingsError
-from runs.metrics_file import Record
+from runs.metrics_file import HAS_RESULT, Record
 from runs.npz import Archive
 from runs.reconstruct import quality_record
 from runs.record import RunFolder
@@ -46,7 +50,7 @@ def rescore(path: Path, lpips: piq.ContentLoss | None = None) -> int:
     """Rescore one run folder; returns the number of images.
 
     Raises:
-        SettingsError, DataError: the folder holds no run, or floats cannot be read.
+        SettingsError: the folder holds no run.
     """
     if not (path / "config.yaml").is_file():
         raise SettingsError(f"{path} holds no run (config.yaml is missing)")
@@ -57,10 +61,15 @@ def rescore(path: Path, lpips: piq.ContentLoss | None = None) -> int:
     folder = RunFolder(str(path.parent), path.name, config)
     for damaged in folder.damaged():
         print(f"{damaged} cannot be read and is left out")
-    records = [r for r in folder.records() if r["state"] != "failed"]
-    for record in records:
-        folder.save(rescore_record(record, evaluator, folder.floats_path(record["image_id"])))
-    return len(records)
+    count = 0
+    for record in [r for r in folder.records() if r["state"] in HAS_RESULT]:
+        try:
+            folder.save_numbers(rescore_record(record, evaluator, folder.floats_path(record["image_id"])))
+            count += 1
+        except DataError as error:
+            print(f"image {record['image_id']} keeps its scores: {error}")
+    folder.save_metrics()
+    return count
 
 
 def main() -> None:
@@ -75,7 +84,7 @@ def main() -> None:
     for path in folders:
         try:
             print(f"{path}: {rescore(path, lpips)} images rescored")
-        except (SettingsError, DataError, OSError) as error:
+        except (SettingsError, OSError) as error:
             sys.exit(f"rescore.py: {error}")
 
 

@@ -51,14 +51,21 @@ def prior_figures(prior: Prior, images: torch.Tensor) -> dict[str, Any]:
     return {
         "num_images": len(images),
         "autoencoder_psnr_db": round(psnr.mean().item(), 3),
-        "autoencoder_psnr_db_standard_error": round((psnr.std() / len(psnr) ** 0.5).item(), 3),
+        "autoencoder_psnr_db_standard_error": standard_error(psnr),
         "orientation_upright_preferred": round(upright.float().mean().item(), 4),
         "denoising_mse": {k.rpartition("_")[2]: round(v, 5) for k, v in errors.items()},
     }
 
 
-def misfit_excess(prior: Prior, operator: Operator, images: torch.Tensor, num_steps: int = 150) -> tuple[float, float]:
-    """Mean and standard deviation of ``L(D(z_fit)) - floor`` over images.
+def standard_error(values: torch.Tensor) -> float | None:
+    """Of the mean of ``values`` ``(N,)``; None for a single one."""
+    return round((values.std() / len(values) ** 0.5).item(), 3) if len(values) > 1 else None
+
+
+def misfit_excess(
+    prior: Prior, operator: Operator, images: torch.Tensor, num_steps: int = 150
+) -> tuple[float, float | None]:
+    """Mean and standard deviation of ``L(D(z_fit)) - floor`` over images; of one image the spread is unknown, None.
 
     ``z_fit`` is the latent whose decoding is closest to the truth (Adam on the squared error from ``E(x)``): what is
     left of the loss is the decoder's, no sampler can remove it.
@@ -73,4 +80,4 @@ def misfit_excess(prior: Prior, operator: Operator, images: torch.Tensor, num_st
         z = z - rate * (moment / (1 - 0.9**step)) / ((square / (1 - 0.99**step)).sqrt() + 1e-8)
     y = torch.cat([operator.measure(x[None], measurement_generator(0, i)) for i, x in enumerate(images)])
     excess = operator.loss(prior.decode(z), y) - operator.noise_floor(y).mean
-    return round(excess.mean().item(), 2), round(excess.std().item(), 2)
+    return round(excess.mean().item(), 2), round(excess.std().item(), 2) if len(excess) > 1 else None

@@ -6,14 +6,20 @@ import math
 import os
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from runs.checks import DataError
+from runs.progress import step_progress
+
+
+class DivergedError(RuntimeError):
+    """A loss or a weight is not finite any more; the message says at which step, the likely cause and what to do."""
+
 
 LossFunction = Callable[[int], dict[str, torch.Tensor]]
 ValidationFunction = Callable[[nn.Module], dict[str, float]]
@@ -46,12 +52,19 @@ class LoopSettings:
     bfloat16: bool = True
 
 
+def first_broken(weights: dict[str, torch.Tensor]) -> str | None:
+    """Name of the first tensor that holds a NaN or an infinity; None if there is none."""
+    return next((name for name, value in weights.items() if not torch.isfinite(value).all()), None)
+
+
 def load_weights(network: nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:
     """Load ``weights`` that come from ``path``.
 
     Raises:
-        DataError: they belong to another network.
+        DataError: they belong to another network, or are not finite.
     """
+    if broken := first_broken(weights):
+        raise DataError(f"{path}: {broken} is not finite: remove its folder and train that stage anew")
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
@@ -76,27 +89,43 @@ class TrainingLoop:
         self._resume()
 
     def run(self, loss_function: LossFunction, validate: ValidationFunction, device: torch.device) -> None:
-        """Train to the last step, logging to ``curve.csv`` and saving ``checkpoint.pt``."""
+        """Train to the last step, logging to ``curve.csv`` and saving ``checkpoint.pt``.
+
+        Raises:
+            DivergedError: at the first loss that is not finite, or before weights that are not would be saved.
+        """
         settings, started = self.settings, time.monotonic() - self.seconds
-        bar = tqdm(total=settings.num_steps, initial=self.step, desc=self.folder.name, unit="step")
-        while self.step < settings.num_steps:
-            with torch.autocast(device.type, torch.bfloat16, enabled=settings.bfloat16):
-                terms = loss_function(self.step)
-            self._update(terms["loss"])
-            self.step += 1
-            bar.update()
-            if self.step % settings.log_every == 0:
-                values = {name: value.item() for name, value in terms.items()}
-                self._log({"step": self.step, **values})
-                bar.set_postfix({k: f"{v:.4g}" for k, v in values.items()})
-            if self.step % settings.checkpoint_every == 0 or self.step == settings.num_steps:
-                self.seconds = time.monotonic() - started
-                self.save()
-                self._log({"step": self.step, **validate(self.ema)})
-        bar.close()
+        with closing(step_progress(settings.num_steps, self.step, self.folder.name)) as bar:
+            while self.step < settings.num_steps:
+                terms = self._advance(loss_function, device)
+                bar.update()
+                if self.step % settings.log_every == 0:
+                    values = {name: value.item() for name, value in terms.items()}
+                    self._log({"step": self.step, **values})
+                    bar.set_postfix({k: f"{v:.4g}" for k, v in values.items()})
+                if self.step % settings.checkpoint_every == 0 or self.step == settings.num_steps:
+                    self.seconds = time.monotonic() - started
+                    self.save()
+                    self._log({"step": self.step, **validate(self.ema)})
+
+    def _advance(self, loss_function: LossFunction, device: torch.device) -> dict[str, torch.Tensor]:
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.settings.bfloat16):
+            terms = loss_function(self.step)
+        if not torch.isfinite(terms["loss"]):
+            raise DivergedError(self._diverged(f"its loss is {terms['loss'].item()}"))
+        self._update(terms["loss"])
+        self.step += 1
+        return terms
 
     def save(self) -> None:
-        """Write ``checkpoint.pt`` atomically."""
+        """Write ``checkpoint.pt`` atomically.
+
+        Raises:
+            DivergedError: a weight is not finite; the last checkpoint stays.
+        """
+        for network in (self.model, self.ema):
+            if broken := first_broken(network.state_dict()):
+                raise DivergedError(self._diverged(f"the weight {broken} is not finite"))
         state = {
             "model": self.model.state_dict(),
             "ema": self.ema.state_dict(),
@@ -108,6 +137,22 @@ class TrainingLoop:
         temporary = self.folder / "checkpoint.pt.tmp"
         torch.save(state, temporary)
         os.replace(temporary, self.folder / "checkpoint.pt")
+
+    def _diverged(self, what: str) -> str:
+        """One sentence of what happened, why it probably did, and what is kept."""
+        stage, path = self.folder.name, self.folder / "checkpoint.pt"
+        key, rate = f"{stage}.loop.learning_rate", f"{self.settings.learning_rate:g}"
+        kept = "no checkpoint was written yet, and the same command with a lower one starts anew"
+        if path.exists():
+            step = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["step"]
+            kept = (
+                f"{path} still holds the last good state, of step {step}: the same command with a lower one goes on "
+                "from there (remove that folder to start the stage anew)"
+            )
+        return (
+            f"the training of the {stage} diverged after {self.step} steps: {what}; most likely {key}={rate} is "
+            f"too large: {kept}"
+        )
 
     def _resume(self) -> None:
         path = self.folder / "checkpoint.pt"

@@ -18,7 +18,8 @@ class Card:
         family: the family of ``FAMILIES`` that was asked for, or whose layout the file has.
         source_file: name of the checkpoint.
         source_sha256: of the checkpoint.
-        ema: the U-Net's weights are those under ``model_ema`` (guided diffusion publishes only one set: false).
+        ema: the U-Net's weights are averaged: those under ``model_ema``, or of an entry called an average (guided
+            diffusion publishes only one set: false).
         architecture: what was said beyond the family's values.
         source_keys: keys in the checkpoint: used and dropped.
         used_keys: keys that were read.
@@ -37,6 +38,9 @@ class Card:
         prediction_type: as in the scheduler's configuration.
         schedule: the betas, as in the scheduler's configuration.
         origins: fact -> where it comes from: the file, an option, a family, its architecture or its SHA-256.
+        entry: of the file below which the weights stand, dotted; empty for a flat file.
+        other_entries: further entries with weights, left out.
+        removed_names: wrapper before or in the keys (``module.``) -> number of keys that it was removed from.
     """
 
     family: str
@@ -60,6 +64,9 @@ class Card:
     prediction_type: str = "epsilon"
     schedule: dict[str, Any] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
+    entry: str = ""
+    other_entries: list[str] = field(default_factory=list)
+    removed_names: dict[str, int] = field(default_factory=dict)
 
 
 def read_card(folder: Path) -> Card:

@@ -43,11 +43,11 @@ class _StandIn:
         pass
 
 
-def read_state_dict(path: Path) -> State:
-    """The tensors of a checkpoint, by their names in the file.
+def read_content(path: Path) -> dict[Any, Any]:
+    """What a checkpoint holds: tensors by name, or entries below which they stand.
 
     Args:
-        path: a PyTorch checkpoint (flat or nested under ``state_dict``) or safetensors.
+        path: a PyTorch checkpoint or safetensors.
 
     Raises:
         PriorError: the file is absent, is no checkpoint, is damaged, or refers to code; one sentence each.
@@ -59,13 +59,8 @@ def read_state_dict(path: Path) -> State:
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     content = _read_pickle(path)
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
     if not isinstance(content, dict) or not content:
         raise PriorError(f"{path} holds {type(content).__name__} instead of named weights (a state dict)")
-    other = [str(k) for k, v in content.items() if not (isinstance(k, str) and isinstance(v, torch.Tensor))]
-    if other:
-        raise PriorError(f"{path} holds no plain weights: {len(other)} entries are no tensors ({', '.join(other[:4])})")
     return content
 
 

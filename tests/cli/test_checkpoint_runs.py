@@ -99,7 +99,7 @@ DAMAGE = {  # checkpoint, what happens to its folder, further overrides, what th
     "web page": ("adm", lambda f: (f / WEIGHTS).write_text(HTML), (), "it is a web page", "download it again"),
     "lfs pointer": ("adm", lambda f: (f / WEIGHTS).write_text(POINTER), (), "git-lfs pointer"),
     "config is a page": ("adm", lambda f: (f / UNET).write_text(HTML), (), "config.json is damaged", "a web page"),
-    "pickle": ("adm", pickled, (), "do not make a UNet2DModel"),
+    "pickle": ("adm", pickled, (), "files cannot hold"),
     "other widths": ("adm", lambda f: change(f / UNET, block_out_channels=[16, 64]), (), "UNet2DModel", "shape"),
     "other layers": ("adm", lambda f: change(f / UNET, layers_per_block=2), (), "do not make a UNet2DModel"),
     "weight lost": ("ldm_ffhq", lambda f: drop_weight(f / WEIGHTS, "conv_in.bias"), (), "missing keys conv_in.bias"),

@@ -22,6 +22,16 @@ def test_scores_come_back_from_the_floats(tiny_run):
         assert after[key] == before[key]
 
 
+def test_cut_floats_leave_one_image_its_scores(tiny_run, capsys):
+    tiny_run("data.end_id=2")
+    before = json.loads((tiny_run.folder / "metrics.json").read_text())
+    path = tiny_run.folder / "floats" / "00000.npz"
+    path.write_bytes(path.read_bytes()[:-50])
+    assert rescore(tiny_run.folder) == 1
+    assert f"image 0 keeps its scores: {path} is not a readable .npz file" in capsys.readouterr().out
+    assert json.loads((tiny_run.folder / "metrics.json").read_text())["psnr"] == before["psnr"]
+
+
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(SettingsError, match="holds no run"):
         rescore(tmp_path)

@@ -134,3 +134,17 @@ def test_grids_that_do_not_decrease_within_0_and_1_are_refused(values):
 def test_a_table_is_refused():
     with pytest.raises(ValueError, match="decreasing"):
         DiscreteNoise(torch.tensor([[0.9, 0.5], [0.8, 0.4]]))
+
+
+def test_the_table_goes_to_a_device_once(monkeypatch):
+    noise, copies, original = DiscreteNoise(alphas_cumprod(linear_betas())), [], torch.Tensor.to
+
+    def to(self, *arguments, **named):
+        if len(self) == 1000:
+            copies.append(arguments)
+        return original(self, *arguments, **named)
+
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    for sigma in (0.1, 1.0, 10.0):
+        noise.sigma_to_t(torch.tensor([sigma]))
+    assert len(copies) <= 1

@@ -12,7 +12,8 @@ from torch import nn
 from evaluation import lpips as module
 from evaluation import metrics
 from evaluation.lpips import LpipsError, load_lpips, lpips_files, read_lpips
-from priors.cards import read_cards, sha256_of
+from priors.cards import read_cards
+from priors.checksums import sha256_of
 
 CPU = torch.device("cpu")
 CHANNELS = (64, 128, 256, 512, 512)

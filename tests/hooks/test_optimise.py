@@ -5,7 +5,7 @@ import torch
 from analytic import F64, MatrixOperator, normal
 from optimization_support import IDENTITY, NEVER, PIXELS, how, numbers, standing
 
-from latent_optimization import Moments, adamw_step, optimise
+from latent_optimization import DescentSettings, Moments, adamw_step, optimise
 from resample_opt import LatentOptimization
 
 # --- AdamW -----------------------------------------------------------------------------------------------------------
@@ -180,3 +180,20 @@ def test_a_loss_that_is_not_a_number_stops():
     bowls = Broken(numbers(1.0, 1.0), numbers(0.0, 0.0)[:, None], numbers(0.0, 0.0))
     outcome = optimise(numbers(3.0, 3.0)[:, None], bowls, numbers(NEVER, NEVER), how(max_iters=5))
     assert outcome.reason == ["max_iters", "diverged"] and outcome.iterations.tolist() == [5, 0]
+
+
+def test_an_iteration_waits_for_the_device_once(monkeypatch):
+    """On a GPU each number that is read makes the host wait."""
+    reads, names = [], ("__bool__", "item", "tolist", "__float__", "__int__")
+    for name in names:
+        original = getattr(torch.Tensor, name)
+
+        def read(self, *rest, original=original, name=name):
+            reads.append(name)
+            return original(self, *rest)
+
+        monkeypatch.setattr(torch.Tensor, name, read)
+    settings = DescentSettings(lr=1e-3, max_iters=25, window=1000, weight_decay=0.0)
+    outcome = optimise(torch.ones(3, 2), lambda z, rows: (z.square().sum(1) + 1, 2 * z), torch.zeros(3), settings)
+    assert outcome.reason == ["max_iters"] * 3
+    assert reads == ["__bool__"] * 25

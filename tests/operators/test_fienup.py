@@ -255,3 +255,14 @@ def test_every_setting_counts(change):
     _, y = problem()
     other = FienupSettings(**{"iterations": 70, "error_reduction": 10} | change)
     assert (solved(y, starts(2), other)[0] - solved(y, starts(2))[0]).abs().max() > 1e-3
+
+
+def test_magnitudes_that_were_not_measured_stay_as_they_are():
+    x = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    wanted = torch.fft.rfft2(x.flip(0), norm="ortho").abs()
+    gaps = torch.zeros(8, 5, dtype=torch.bool)
+    gaps[2:4, 1] = True
+    moved = project_magnitudes(x, torch.where(gaps, torch.nan, wanted))
+    found, before = torch.fft.rfft2(moved, norm="ortho").abs(), torch.fft.rfft2(x, norm="ortho").abs()
+    torch.testing.assert_close(found[..., gaps], before[..., gaps])
+    torch.testing.assert_close(found[..., ~gaps], wanted[..., ~gaps])

@@ -135,3 +135,68 @@ def test_a_beam_stop_is_no_reason_for_doubt():
 def test_conjugate_entries_reveal_the_noise():
     assert pair_noise(measured(image(0), sigma=0.3)) == pytest.approx(0.3, rel=0.05)
     assert pair_noise(OPERATOR(image(0))[0]) < 1e-5
+
+
+def with_gaps(y, kind, seed=0):
+    """NaN at dead lines away from the middle, in a beam stop, in half of all entries, or in all but one channel."""
+    y = y.clone()
+    if kind == "dead lines":
+        y[:, 20:22], y[..., 29] = torch.nan, torch.nan
+    elif kind == "beam stop":
+        y[:, 21:28, 21:28] = torch.nan
+    elif kind == "half":
+        keep = torch.rand(y.shape, generator=torch.Generator().manual_seed(seed + 100)) > 0.5
+        keep[:, 24, 24] = True
+        y[~keep] = torch.nan
+    elif kind == "first of each pair":
+        y[:, 25:] = torch.nan
+    else:
+        y[1:] = torch.nan
+    return y
+
+
+GAPS = ["dead lines", "beam stop", "half", "first of each pair", "one channel"]
+
+
+@pytest.mark.parametrize("gaps", GAPS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_image_is_doubted_for_its_gaps(kind, gaps):
+    planes = (with_gaps(measured(image(seed, kind), seed), gaps, seed) for seed in range(10))
+    assert [doubt(y, SHAPE, SIGMA, AMPLITUDE) for y in planes] == [None] * 10
+
+
+@pytest.mark.parametrize("given", CONVENTIONS, ids=str)
+@pytest.mark.parametrize("true", CONVENTIONS, ids=str)
+def test_another_convention_is_recognised_beside_dead_lines(true, given):
+    """But for squares, which only the whole power could tell from a brighter image."""
+    for seed in range(20):
+        found = doubt(written(with_gaps(measured(image(seed), seed), "dead lines"), true), SHAPE, SIGMA, given)
+        if true == given:
+            assert found is None
+        elif true.origin != given.origin:
+            assert found is not None and found.looks_like.origin == true.origin
+
+
+def test_another_scale_is_recognised_beside_dead_lines():
+    for seed in range(20):
+        found = doubt(48 * with_gaps(measured(image(seed), seed), "dead lines"), SHAPE, SIGMA, AMPLITUDE)
+        assert found is not None and found.looks_like == AMPLITUDE and "not orthonormal" in found.usual[1]
+
+
+def test_bounds_count_measured_entries_only():
+    y = measured(image(0))
+    own, whole = bounds(with_gaps(y, "dead lines"), SHAPE, SIGMA)[0], bounds(y, SHAPE, SIGMA)[0]
+    kept = with_gaps(y, "dead lines")[0]
+    kept = kept[~kept.isnan()]
+    assert own.measured == len(kept) == 48 * 48 - 2 * 48 - 46 and whole.measured == 48 * 48
+    assert own.power == pytest.approx(kept.double().square().sum().item() - len(kept) * SIGMA**2, abs=0.5)
+    assert (own.at_zero, own.largest, own.smallest) == (whole.at_zero, kept.max().item(), kept.min().item())
+    assert bounds(with_gaps(y, "one channel"), SHAPE, SIGMA)[1].is_empty
+
+
+def test_only_pairs_that_were_measured_twice_reveal_the_noise():
+    y = measured(image(0), sigma=0.3)
+    assert pair_noise(with_gaps(y, "half")) == pytest.approx(0.3, rel=0.05)
+    y[:, 25:], y[:, 0], y[:, 24, 25:], y[:, 24, 0] = torch.nan, torch.nan, torch.nan, torch.nan
+    y[:, 24, 24] = torch.nan  # its own conjugate differs from itself by nothing
+    assert pair_noise(y) != pair_noise(y)

@@ -209,3 +209,17 @@ def test_measurements(tmp_path):
     loaded, ids = load_measurements(tmp_path / "y.npz", (2, 4), 15, 31)
     assert ids == (30, 20)
     assert np.array_equal(loaded.numpy(), y[[0, 2]].astype(np.float32))
+
+
+@pytest.mark.parametrize("data", [DataSettings("demo"), DataSettings("folder", "pictures")], ids=["demo", "folder"])
+@pytest.mark.parametrize("channels", [2, 4])
+def test_pictures_have_one_or_three_channels(data, channels):
+    with pytest.raises(DataError, match=f"data={data.kind}: the prior's images have {channels} channels, .*data=npz"):
+        load_images(data, (channels, 8, 8))
+
+
+def test_arrays_may_have_any_number_of_channels(tmp_path):
+    stored = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 2), dtype=np.uint8)
+    np.savez(tmp_path / "two.npz", test_images=stored)
+    images = load_images(DataSettings("npz", path=str(tmp_path / "two.npz")), (2, 8, 8))
+    assert torch.equal(images.pixels, to_tensor(stored))

@@ -70,6 +70,11 @@ def test_a_sweep_divides_at_commas(argument, expected):
     assert quote_text(["-m", argument], RunSettings) == ["-m", expected]
 
 
+def test_a_sweep_may_be_asked_for_in_other_words():
+    assert quote_text(["name=a,1.10", "hydra.mode=MULTIRUN"], RunSettings, sweep=True)[0] == "name='a','1.10'"
+    assert quote_text(["name=a,1.10"], RunSettings) == ["name='a,1.10'"]
+
+
 def test_options_and_deletions_are_left_alone():
     arguments = ["--help", "~data", "-m", "--config-name=name", "model=cats64", "+task.options.x=1.0"]
     assert literal("config", arguments) == arguments

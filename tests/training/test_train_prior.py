@@ -10,23 +10,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from tiny import command, reconstruct, write_images
+from training_support import TINY
 
 from priors.embedded import load_embedded, read_config
 from training.loop import TrainingLoop
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = (
-    "resolution=16",
-    "device=cpu",
-    "autoencoder.channels=[8,8]",
-    "autoencoder.norm_groups=4",
-    "denoiser.channels=[8,8]",
-    "denoiser.attention_levels=0",
-    "denoiser.norm_groups=4",
-    "denoiser.head_channels=4",
-    "denoiser.bank_views=1",
-    *(f"{s}.loop.{k}" for s in ("autoencoder", "denoiser") for k in ("num_steps=4", "batch_size=4", "bfloat16=false")),
-)
 
 
 def test_folder_to_prior_to_reconstruction(tmp_path):

@@ -1,0 +1,5 @@
+"""What goes wrong with priors."""
+
+
+class PriorError(ValueError):
+    """A prior cannot be loaded; the message says what is missing or wrong and what to do."""
