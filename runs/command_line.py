@@ -15,6 +15,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from runs import sweeps
 from runs.configuration import CONFIG_DIR, Configuration, register
 from runs.hydra_options import OptionError, composes_only, configuration_of, is_sweep, parse_options
+from runs.names import shown
 from runs.start_up import exit_stopped
 from runs.statuses import BAD_INPUT, DISK, disk_fault
 from runs.sweeps import member
@@ -182,5 +183,5 @@ def _hand_over(program: str, configuration: Configuration, parsed: Namespace, hy
 
 def fail(program: str, message: str, status: int = BAD_INPUT) -> NoReturn:
     """Print ``message`` to stderr and leave."""
-    print(f"{program}: {message}", file=sys.stderr)
+    print(f"{program}: " + "\n".join(map(shown, message.split("\n"))), file=sys.stderr)
     raise SystemExit(status)

@@ -53,6 +53,15 @@ def test_any_name_is_reconstructed_and_drawn(drawn_run, folder, name):
     assert "skipped" in drawn_run(f"data.dir={folder}").out
 
 
+def test_a_refusal_names_a_strange_file_harmlessly(tiny_run, tmp_path):
+    place = tmp_path / "\x1b[2Jclear"
+    place.mkdir()
+    (place / "\x1b[31mred.png").write_bytes(b"no image")
+    outcome = tiny_run.command(f"data.dir={place}")
+    assert outcome.status == BAD_INPUT and "\\x1b[31mred.png is not a readable image" in outcome.err
+    assert "\x1b" not in outcome.err
+
+
 def test_names_are_escaped_where_they_are_shown():
     assert shown("a\x1b[31m\n\u202e\udce9$ä猫") == "a\\x1b[31m\\n\\u202e\\udce9$ä猫"
 
