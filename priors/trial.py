@@ -4,6 +4,7 @@ diffusers checks little of a ``config.json``: a broken one fails anywhere betwee
 for more memory than there is. On torch's meta device shapes and types are computed, and no number is.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from priors.prior import PriorError
 REPEATED = ("layers_per_block", "transformer_layers_per_block", "reverse_transformer_layers_per_block")
 MOST_LAYERS, LARGEST_SIDE = 100, 16_384
 TRIED_SIDE = 8
+_SIZES: dict[tuple[str, str], int] = {}
+"""Weights of the networks of this process that could compute, by class and configuration."""
 
 
 def check_network(kind: type[nn.Module], config: Mapping[str, Any], stored: int, path: Path) -> None:
@@ -31,13 +34,20 @@ def check_network(kind: type[nn.Module], config: Mapping[str, Any], stored: int,
     Raises:
         PriorError: the network cannot be built, is far larger than its weights, or cannot compute.
     """
+    key = kind.__name__, json.dumps(config, sort_keys=True, default=str)
     _check_layers(config, path)
-    network = _tried(lambda: _build(kind, config), f"{path} describes no {kind.__name__}")
-    size = sum(p.numel() for p in network.parameters())
+    network = None
+    if key not in _SIZES:
+        network = _tried(lambda: _build(kind, config), f"{path} describes no {kind.__name__}")
+        if network is None:
+            return
+    size = _SIZES[key] if network is None else sum(p.numel() for p in network.parameters())
     if size > stored:
         raise PriorError(f"{path} describes a network of {size:,} weights, which {stored:,} bytes of files cannot hold")
-    check_side(network.config.sample_size, path)
-    _tried(lambda: _compute(network), f"{path} describes a {kind.__name__} that cannot compute")
+    if network is not None:
+        check_side(network.config.sample_size, path)
+        _tried(lambda: _compute(network), f"{path} describes a {kind.__name__} that cannot compute")
+        _SIZES[key] = size
 
 
 def check_side(size: Any, path: Path) -> None:

@@ -10,19 +10,26 @@ TEMPORARY = ".tmp"
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file that takes the place of ``path``, whole and on the disk, once the block has ended.
+def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
+    """A temporary file that takes the place of ``path``, whole, once the block has ended.
 
     Every writer has a temporary file of its own, with the suffix of ``path``. If the block fails ``path`` stays as it
     was. A link at ``path`` is replaced, never followed.
+
+    Args:
+        path: the file.
+        durable: wait until it is on the disk. Pictures need not be: a record knows their sizes, and a loss of power
+            that cuts one is noticed.
     """
     unique = f"{os.getpid()}.{secrets.token_hex(4)}"
     temporary = path.with_name(f".{path.stem}.{unique}{TEMPORARY}{path.suffix}")
     try:
         yield temporary
-        _flush(temporary)
+        if durable:
+            _flush(temporary)
         os.replace(temporary, path)
-        _flush(path.parent)
+        if durable:
+            _flush(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -27,7 +27,7 @@ def to_uint8(x: torch.Tensor) -> np.ndarray:
 def save_png(path: Path, x: torch.Tensor) -> None:
     """Write one image ``(C, H, W)`` in [-1, 1]."""
     pixels = to_uint8(x)
-    with replacing(path) as temporary:
+    with replacing(path, durable=False) as temporary:
         Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(temporary)
 
 
@@ -79,7 +79,7 @@ def contact_sheet(path: Path, rows: Sequence[Sequence[tuple[torch.Tensor, str, b
         for axis, (image, title, emphasised) in zip(axis_row, row, strict=False):
             show(axis, image, title, "tab:green" if emphasised else "black")
     figure.suptitle(heading, fontsize=9, parse_math=False)
-    with replacing(path) as temporary:
+    with replacing(path, durable=False) as temporary:
         figure.savefig(temporary, dpi=110)
 
 
