@@ -16,7 +16,7 @@ from test_run import comparable
 from runs.claims import this_process
 
 ROOT = Path(__file__).resolve().parents[2]
-LEVELS = 200
+LEVELS = 60
 """Long enough for processes that start together to meet."""
 
 

@@ -63,7 +63,7 @@ def test_a_signal_while_it_starts(tmp_path, program, number, delay):
 
 @pytest.mark.parametrize("number", STOPS, ids=["SIGINT", "SIGTERM"])
 def test_a_signal_while_it_samples(arguments, tmp_path, number):
-    slow = ("save_trajectory=false", "sampler.annealing.num_steps=300", f"save_dir={tmp_path}")
+    slow = ("save_trajectory=false", "sampler.annealing.num_steps=100", f"save_dir={tmp_path}")
     process = start("posterior_sample.py", *arguments, *slow)
     records = tmp_path / "tiny" / "records"
     wait_until((records / "00001.claim").exists, process)
@@ -78,7 +78,7 @@ def test_a_signal_while_it_samples(arguments, tmp_path, number):
 
 
 def test_a_signal_during_a_sweep_ends_all_of_it(arguments, tmp_path):
-    slow = ("save_trajectory=false", "sampler.annealing.num_steps=300", f"save_dir={tmp_path}")
+    slow = ("save_trajectory=false", "sampler.annealing.num_steps=100", f"save_dir={tmp_path}")
     process = start("posterior_sample.py", "-m", *arguments[:-1], *slow, "device=cpu", "name=a,b")
     wait_until((tmp_path / "a" / "records" / "00000.claim").exists, process)
     process.send_signal(signal.SIGTERM)
