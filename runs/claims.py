@@ -13,7 +13,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from runs.files import write_atomically
@@ -99,9 +99,22 @@ def _create(path: Path, mine: Holder) -> bool:
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
     except FileExistsError:
         return False
-    with os.fdopen(descriptor, "w") as file:
-        file.write(json.dumps(asdict(mine)))
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(json.dumps(asdict(mine)))
+    except BaseException:  # Ctrl-C too: an empty claim would be nobody's
+        path.unlink(missing_ok=True)
+        raise
     return True
+
+
+def give_back_all(folder: Path) -> None:
+    """Claims of this process in ``folder`` that an interruption has left."""
+    here = this_process()
+    for path in folder.glob("*.claim"):
+        holder = read_holder(path)
+        if holder is not None and replace(holder, token=here.token) == here:
+            path.unlink(missing_ok=True)
 
 
 def read_holder(path: Path) -> Holder | None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from priors.checksums import sha256_of
 from runs.checks import SettingsError
-from runs.claims import STALE_SECONDS, Claim, Holder, clock_of, folder_lock, take
+from runs.claims import STALE_SECONDS, Claim, Holder, clock_of, folder_lock, give_back_all, take
 from runs.config_hash import changed_keys, config_sha256
 from runs.files import links_below, remove_abandoned, write_atomically
 from runs.image_folder import Known
@@ -122,6 +122,10 @@ class RunFolder:
             yield True
         finally:
             taken.give_back()
+
+    def give_back_claims(self) -> None:
+        """Leave no claim behind, whatever ended the work."""
+        give_back_all(self.path / "records")
 
     def known_files(self, names: Sequence[str]) -> dict[str, Known]:
         """Ids and checksums of the files of this run's folder of images, by their paths below it.

@@ -63,7 +63,8 @@ def sample(settings: RunSettings, config: dict) -> Missing:
         with RunProgress(len(asked)) as reconstructor.progress:
             for pending in asked:
                 work_on(pending, folder, reconstructor)
-    finally:  # after Ctrl-C too: the file covers every record
+    finally:  # after Ctrl-C too: the file covers every record, and no image is claimed any more
+        folder.give_back_claims()
         folder.save_metrics()
     return report(folder, asked)
 

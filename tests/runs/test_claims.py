@@ -99,6 +99,14 @@ def test_a_holder_renews_and_stops_once_another_has_taken_it(path, monkeypatch):
     assert read_holder(path) == other
 
 
+def test_what_an_interruption_left_is_given_back_and_nothing_of_others(tmp_path):
+    held_by(tmp_path / "0.claim", this_process())
+    held_by(tmp_path / "1.claim", replace(this_process(), pid=1))
+    (tmp_path / "2.claim").write_text("")
+    claims.give_back_all(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["1.claim", "2.claim"]
+
+
 def _grab(folder, barrier, queue):
     got = []
     for number in range(40):
