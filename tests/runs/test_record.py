@@ -191,10 +191,10 @@ def test_folder_finds_what_is_finished(tmp_path):
     for row in (record(7), failed(3), record(11)):
         folder.save(row)
         metrics_schema.load(folder.path / "metrics.json")
-    assert [(folder.record(i) or {}).get("state") for i in (7, 3, 11, 5)] == ["ok", "failed", "ok", None]
+    assert [(folder.summary(i) or {}).get("state") for i in (7, 3, 11, 5)] == ["ok", "failed", "ok", None]
     assert [r["image_id"] for r in folder.records()] == [3, 7, 11]
     folder.save(record(3))
-    assert folder.record(3)["state"] == "ok"
+    assert folder.summary(3)["state"] == "ok"
     assert not list(folder.path.rglob("*.tmp"))
 
 

@@ -12,7 +12,17 @@ from runs.family import resolve_chain
 from runs.settings import ChainConfig
 from runs.validation import validate
 
-IGNORED = {"name", "save_dir", "device", "gpu", "use_tpu", "save_trajectory", "data.start_id", "data.end_id"}
+IGNORED = {
+    "name",
+    "save_dir",
+    "device",
+    "gpu",
+    "use_tpu",
+    "save_trajectory",
+    "on_error",
+    "data.start_id",
+    "data.end_id",
+}
 CONFIG = compose_config("config", ["sampler.annealing.sigma_min=0.1"])  # the range of each key leans on it
 CONTAINER = OmegaConf.to_container(CONFIG, resolve=True)
 
