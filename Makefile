@@ -29,7 +29,7 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	@echo "==> running the tests"
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist loadfile
 
 lint: $(STAMP)
 	@echo "==> checking style"

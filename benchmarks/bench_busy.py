@@ -2,7 +2,7 @@
 
     python benchmarks/bench_busy.py [--rounds 3] [--threads 2] [--steps 30] [--model assets/cats64]
 
-With waiting threads that sleep (what ``posterior_sample.py`` chooses, ``runs/start_up.py``) and with OpenMP's own
+With waiting threads that soon sleep (what ``posterior_sample.py`` chooses, ``runs/start_up.py``) and with OpenMP's own
 choice, that they spin. The two take turns, each in a process of its own that samples alone first and then beside its
 neighbours; the median of the rounds counts. A fair share beside one neighbour a core is 2.
 """
@@ -31,7 +31,8 @@ ALLOWED = 3.0
 @contextmanager
 def neighbours(count: int) -> Iterator[None]:
     """So many other processes that never wait."""
-    started = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    spin = f"import os\nwhile os.getppid() == {os.getpid()}: sum(range(100_000))"  # ends with whoever started it
+    started = [subprocess.Popen([sys.executable, "-c", spin]) for _ in range(count)]
     try:
         yield
     finally:

@@ -55,13 +55,12 @@ class Bench:
         coarse = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
         return Image.fromarray(coarse).resize((64, 64), Image.Resampling.BICUBIC)
 
-    def start(self, pictures: Path, name: str, *more: str) -> subprocess.Popen:
-        """A process of the command line."""
+    def start(self, pictures: Path, name: str, *more: str, output: int = subprocess.DEVNULL) -> subprocess.Popen:
+        """A process of the command line; what it says goes to ``output``."""
         command = [sys.executable, str(ROOT / "posterior_sample.py"), *QUICK, "data=folder", f"data.dir={pictures}"]
         command += [f"save_dir={self.folder / 'results'}", f"name={name}", *more]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        return subprocess.Popen(command, env=environment, **quiet)
+        return subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
 
     def run(self, pictures: Path, name: str, *more: str) -> int:
         """Exit status of a whole process."""

@@ -1,4 +1,4 @@
-"""What a program does before it loads torch: waiting threads sleep, and signals end it in one sentence.
+"""What a program does before it loads torch: waiting threads soon sleep, and signals end it in one sentence.
 
 Standard library only. A program calls :func:`begin` before its other imports and :func:`ready` after them, and puts
 imports that follow later under :func:`loading`. A module that is merely imported calls neither, and nothing happens.
@@ -12,8 +12,12 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
 
-WAITING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
-"""How OpenMP (any, GNU's, Intel's) is told that a thread that waits for the others sleeps instead of spinning."""
+WAITING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "30000", "KMP_BLOCKTIME": "1"}
+"""How OpenMP (any, GNU's, Intel's) is told that a thread that waits for the others spins for a millisecond at most.
+
+A thread that sleeps at once takes long to wake: a level costs 1.35 times as much on a quiet machine. One that spins for
+longer costs its neighbours' time (``benchmarks/bench_busy.py``, ``docs/lab/strangers.md``).
+"""
 WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
 
@@ -25,7 +29,7 @@ class Terminated(KeyboardInterrupt):
 
 
 def begin(program: str) -> None:
-    """Call before torch is imported: let waiting threads sleep, and end in a sentence while modules load.
+    """Call before torch is imported: let waiting threads sleep soon, and end in a sentence while modules load.
 
     Args:
         program: its name in messages.
