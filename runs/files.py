@@ -14,7 +14,7 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
     """A temporary file that takes the place of ``path``, whole, once the block has ended.
 
     Every writer has a temporary file of its own, with the suffix of ``path``. If the block fails ``path`` stays as it
-    was. A link at ``path`` is replaced, never followed.
+    was. A link at ``path`` is replaced, never followed; a folder there steps aside, with all that is in it.
 
     Args:
         path: the file.
@@ -27,6 +27,8 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
         yield temporary
         if durable:
             _flush(temporary)
+        if path.is_dir() and not path.is_symlink():
+            path.rename(path.with_name(f"{path.name}.{unique}.aside"))
         os.replace(temporary, path)
         if durable:
             _flush(path.parent)

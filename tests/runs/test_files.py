@@ -33,6 +33,15 @@ def test_a_link_is_replaced_and_not_followed(tmp_path):
     assert not (tmp_path / "a.json").is_symlink()
 
 
+def test_a_folder_steps_aside_with_what_is_in_it(tmp_path):
+    (tmp_path / "a.json").mkdir()
+    (tmp_path / "a.json" / "precious").write_text("mine")
+    write_atomically(tmp_path / "a.json", "new")
+    assert (tmp_path / "a.json").read_text() == "new"
+    (aside,) = tmp_path.glob("a.json.*.aside")
+    assert (aside / "precious").read_text() == "mine"
+
+
 def test_links_are_found_at_any_depth_and_not_entered(tmp_path):
     (tmp_path / "run" / "floats").mkdir(parents=True)
     (tmp_path / "elsewhere").mkdir()
