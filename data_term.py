@@ -1,5 +1,7 @@
 """What the measurement says of latents: the data loss of their images, and its gradient."""
 
+from typing import NamedTuple
+
 import torch
 
 from operators.operator import Objective, Operator
@@ -35,3 +37,16 @@ class DataTerm:
         if self.gradient_clamp is not None:
             gradient = gradient.clamp(-self.gradient_clamp, self.gradient_clamp)
         return loss, gradient
+
+
+class Expected(NamedTuple):
+    """Data loss expected at the answer, and its standard deviation."""
+
+    mean: float
+    std: float
+
+
+def expected_loss(prior: Prior, operator: Operator, y: torch.Tensor) -> Expected:
+    """The noise floor of one measurement ``y`` ``(1, ...)`` and what ``prior`` misses of images in general."""
+    floor, (excess, spread) = operator.noise_floor(y), (prior.misfit_excess or {}).get(operator.name, (0.0, 0.0))
+    return Expected(floor.mean.item() + excess, (floor.std.item() ** 2 + spread**2) ** 0.5)

@@ -5,42 +5,71 @@ alignment, so that both twins of a phase retrieval count as different and may bo
 tree-guided diffusion planning (Jeon et al. 2025): a survivor is re-noised to a middle sigma and annealed again.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from copy import copy
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
+from data_term import Expected, expected_loss
 from diffusion.paths import first_level_at_most
 from operators.operator import Operator
 from priors.prior import Prior
+from runs.hook_keys import Asked, key
+from runs.hook_setup import Setup
 from state import Hook, Info, State
 
+PREFIX = "pruning"
 RULES = ("loss", "diverse")
 MODES = ("slice", "mask")
 
 
 @dataclass(frozen=True)
-class PruningSettings:
-    """What to keep.
+class Settings:
+    """When particles are dropped, and which stay; the keys ``pruning_*``.
 
     Attributes:
-        at_level: level at whose end pruning happens.
+        step: prune at the end of the first level with ``t <= step`` (0 to 1000), -1 is off.
         keep: number of particles to keep at most.
         rule: ``loss`` keeps the lowest losses; ``diverse`` drops the worse of a close pair, and keeps a far one only
             while its loss is within ``tolerance`` of the loss expected at the answer (or of the best, if that is more).
-        mode: ``slice`` removes particles and frees their memory; ``mask`` lets them run on unseen.
+        mode: ``slice`` removes particles and frees their memory and time; ``mask`` lets them run on unseen.
         tolerance: of ``diverse``, in standard deviations of the loss at the answer.
         close: of ``diverse``: root-mean-square distance of two images in [0, 1] below which they are one.
-        branch_sigma: fill the freed places with children of the survivors, re-noised to the first sigma of the path
-            that is at most this; 0 is off.
+        branch: fill the freed places with children of the survivors, re-noised to the first sigma of the path that is
+            at most this; 0 is off.
     """
 
-    at_level: int
-    keep: int = 2
-    rule: str = "loss"
-    mode: str = "slice"
-    tolerance: float = 3.0
-    close: float = 0.1
-    branch_sigma: float = 0.0
+    step: int = key(-1, low=-1, high=1000)
+    keep: int = key(2, low=1)
+    rule: str = key("loss", words=RULES)
+    mode: str = key("slice", words=MODES)
+    tolerance: float = key(3.0, low=0)
+    close: float = key(0.1, low=0)
+    branch: float = key(0.0, low=0)
+
+
+def conflicts(settings: Settings, asked: Asked) -> Iterator[str]:
+    """Sentences on values that exclude each other."""
+    if settings.branch > 0 and settings.mode == "mask":
+        yield "pruning_branch: a masked particle keeps its place; branching needs pruning_mode=slice"
+    if settings.step >= 0 and settings.keep > asked.num_samples:
+        yield f"pruning_keep={settings.keep}: there are only num_samples={asked.num_samples} particles"
+
+
+def build(settings: Settings, setup: Setup) -> Pruning | None:
+    """The hook; None if it is off."""
+    if setup.level_at(settings.step) is None:
+        return None
+    return Pruning(setup.prior, setup.operator, settings, setup.path, setup.level_at(settings.step))
+
+
+def record(settings: Settings, hook: Pruning | None, info: Info, particle_ids: list[int]) -> dict[str, Any]:
+    """What was dropped of one image."""
+    return {"pruning": next(iter(info.rows.get("pruning", [])), None)}
 
 
 def image_distances(x: torch.Tensor) -> torch.Tensor:
@@ -75,44 +104,51 @@ def keep_diverse(losses: list[float], distances: list[list[float]], keep: int, l
 
 
 class Pruning(Hook):
-    """Fires once, at the end of ``settings.at_level``.
+    """Fires once, at the end of ``at_level``.
 
     Args:
         prior: decodes the particles.
         operator: measures them.
         settings: what to keep.
         path: annealing sigmas ``(K + 1,)``.
-        expected: loss expected at the answer: noise floor and the prior's misfit.
-        loss_std: its standard deviation, unit of the tolerance.
+        at_level: level at whose end particles are dropped.
+        expected: gives the loss that is expected at the answer to a measurement; its standard deviation is the unit of
+            the tolerance.
     """
 
     def __init__(
         self,
         prior: Prior,
         operator: Operator,
-        settings: PruningSettings,
+        settings: Settings,
         path: torch.Tensor,
-        expected: float,
-        loss_std: float,
+        at_level: int,
+        expected: Callable[[Prior, Operator, torch.Tensor], Expected] = expected_loss,
     ) -> None:
-        self.prior, self.operator, self.settings = prior, operator, settings
-        self.expected, self.loss_std = expected, loss_std
-        reached = first_level_at_most(path, settings.branch_sigma)
-        self.branch_level = settings.at_level if reached is None else min(reached, settings.at_level)
+        self.prior, self.operator, self.settings, self.at_level = prior, operator, settings, at_level
+        self.expected = expected
+        reached = first_level_at_most(path, settings.branch)
+        self.branch_level = at_level if reached is None else min(reached, at_level)
         self.fired = False
+
+    def fresh(self) -> Pruning:
+        """One that has not fired."""
+        new = copy(self)
+        new.fired = False
+        return new
 
     def before_renoise(self, state: State, info: Info) -> State:
         """Prune, branch and log."""
-        if self.fired or state.step != self.settings.at_level:
+        if self.fired or state.step != self.at_level:
             return state
         self.fired = True
         images = self.prior.decode(state.z0_y)
         losses = self.operator.loss(images, state.y)
         losses = torch.where(state.diverged, torch.inf, losses).tolist()
         distances = image_distances(images).tolist()
-        kept = self._choose(losses, distances)
+        kept = self._choose(losses, distances, state.y[:1])
         freed = sorted(set(range(len(state))) - set(kept))
-        children = self._children(state, kept, len(freed)) if self.settings.branch_sigma > 0 else None
+        children = self._children(state, kept, len(freed)) if self.settings.branch > 0 else None
         info.add(
             "pruning",
             step=state.step,
@@ -128,7 +164,7 @@ class Pruning(Hook):
         )
         return self._remove(state, sorted(kept), children)
 
-    def _choose(self, losses: list[float], distances: list[list[float]]) -> list[int]:
+    def _choose(self, losses: list[float], distances: list[list[float]], y: torch.Tensor) -> list[int]:
         settings = self.settings
         if settings.keep >= len(losses) and settings.rule == "loss":
             return list(range(len(losses)))
@@ -136,7 +172,8 @@ class Pruning(Hook):
             lowest = keep_lowest(losses, settings.keep)
             return [i for i in lowest if losses[i] < float("inf")] or lowest[:1]
         best = min((loss for loss in losses if loss < float("inf")), default=float("inf"))
-        limit = max(best, self.expected) + settings.tolerance * self.loss_std
+        expected = self.expected(self.prior, self.operator, y)
+        limit = max(best, expected.mean) + settings.tolerance * expected.std
         return keep_diverse(losses, distances, settings.keep, limit, settings.close)
 
     def _children(self, state: State, kept: list[int], count: int) -> State | None:

@@ -5,34 +5,91 @@ would take all, so ``beta`` is chosen such that the effective sample size :math:
 particles. Copies part from their parents at the next re-noising, which their own random streams drive.
 """
 
+from __future__ import annotations
+
 import itertools
 import math
+from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
+from runs.checks import SettingsError
+from runs.hook_keys import Asked, key
+from runs.hook_setup import Setup
+from runs.rng import SHARED
 from state import Hook, Info, State
+
+PREFIX = "resample"
+KEPT = 2
+"""Lineages that are never given up."""
+LATEST = 1.0
+"""Earlier a wrong basin often has the lowest loss, and its copies would take over."""
 
 
 @dataclass(frozen=True)
-class ResamplingSettings:
-    """When and how.
+class Settings:
+    """When copies are made; the keys ``resample_*``.
 
     Attributes:
-        sigma_max: resample at levels with at most this sigma.
+        sigma: resample at levels with at most this sigma, 0 is off; 0.5 is recommended.
         sigma_min: and at least this one.
-        noise_sigma: standard deviation of the measurement noise.
-        last_level: the run's last level; nothing would part copies there, so it does not resample.
-        from_level: the first level that may resample (pruning comes first).
-        stream_id: names the image's own random stream.
     """
 
-    sigma_max: float
-    sigma_min: float
-    noise_sigma: float
-    last_level: int
-    from_level: int
-    stream_id: int
+    sigma: float = key(0.0)
+    sigma_min: float = key(0.2, low=0)
+
+
+def conflicts(settings: Settings, asked: Asked) -> Iterator[str]:
+    """Sentences on values that exclude each other."""
+    sigma, least, pruning = settings.sigma, settings.sigma_min, asked["pruning"]
+    if not 0 <= sigma <= LATEST:
+        yield (
+            f"resample_sigma={sigma:g}: must be at least 0 (off) and at most 1: earlier a wrong basin often has the "
+            "lowest loss, and its copies would take over; 0.5 is recommended"
+        )
+        return
+    if sigma == 0:
+        return
+    if least > sigma:
+        yield f"resample_sigma_min={least:g}: must not exceed resample_sigma={sigma:g}"
+    if asked.num_samples <= KEPT:
+        yield (
+            f"resample_sigma={sigma:g}: two lineages are always kept, so num_samples={asked.num_samples} leaves "
+            "nothing to resample; use num_samples=3 or more"
+        )
+    if pruning.step >= 0 and pruning.keep <= KEPT and pruning.branch == 0:
+        yield (
+            f"resample_sigma={sigma:g}: pruning_keep={pruning.keep} leaves no more than two particles, which are "
+            "always kept; use pruning_keep=3 or more, or pruning_branch"
+        )
+
+
+def build(settings: Settings, setup: Setup) -> Resampling | None:
+    """The hook; None if it is off.
+
+    Raises:
+        SettingsError: no level lies between the sigmas.
+    """
+    if settings.sigma <= 0:
+        return None
+    pruned, last_level = setup.level_at(setup.asked["pruning"].step), setup.num_levels - 1
+    from_level, sigmas = 0 if pruned is None else pruned + 1, setup.path[:-1].tolist()
+    levels = range(max(from_level, setup.first_level), last_level)
+    if not any(settings.sigma_min <= sigmas[k] <= settings.sigma for k in levels):
+        raise SettingsError(
+            f"resample_sigma={settings.sigma:g}, resample_sigma_min={settings.sigma_min:g}: no level lies there, after "
+            f"pruning and before the last one (sigma = {sigmas[-1]:g}); widen the range"
+        )
+    return Resampling(settings, setup.operator.noise_sigma, last_level, from_level)
+
+
+def record(settings: Settings, hook: Resampling | None, info: Info, particle_ids: list[int]) -> dict[str, Any]:
+    """What was copied of one image."""
+    on = settings.sigma > 0
+    return {"resampling": {"per_step": info.rows.get("resampling", [])} if on else None}
 
 
 def tempered_weights(energies: list[float], beta: float) -> list[float]:
@@ -93,30 +150,40 @@ def keep_two_lineages(counts: list[int], losses: list[float], roots: list[int]) 
 
 
 class Resampling(Hook):
-    """Systematic resampling between ``sigma_max`` and ``sigma_min``.
+    """Systematic resampling between ``settings.sigma`` and ``settings.sigma_min``.
 
     Args:
-        settings: when and how.
+        settings: when.
+        noise_sigma: standard deviation of the measurement noise.
+        last_level: the run's last level; nothing would part copies there, so it does not resample.
+        from_level: the first level that may resample (pruning comes first).
     """
 
-    def __init__(self, settings: ResamplingSettings) -> None:
-        self.settings = settings
+    def __init__(self, settings: Settings, noise_sigma: float, last_level: int, from_level: int = 0) -> None:
+        self.settings, self.noise_sigma = settings, noise_sigma
+        self.last_level, self.from_level = last_level, from_level
         self.roots: dict[int, int] = {}
+
+    def fresh(self) -> Resampling:
+        """One that has seen no lineage."""
+        new = copy(self)
+        new.roots = {}
+        return new
 
     def before_renoise(self, state: State, info: Info) -> State:
         """Resample the particles that are neither diverged nor masked."""
         settings = self.settings
         self._note_lineages(state)
-        late = settings.sigma_min <= state.sigma <= settings.sigma_max and state.step != settings.last_level
-        if not late or state.step < settings.from_level:
+        late = settings.sigma_min <= state.sigma <= settings.sigma and state.step != self.last_level
+        if not late or state.step < self.from_level:
             return state
         rows = (state.active & state.loss.isfinite()).nonzero().flatten().tolist()
-        return self._resample(state, rows, info) if len(rows) > 2 else state
+        return self._resample(state, rows, info) if len(rows) > KEPT else state
 
     def _resample(self, state: State, rows: list[int], info: Info) -> State:
         ids = [state.ids[i] for i in rows]
         losses = state.loss[rows].tolist()
-        energies = [loss / (2 * self.settings.noise_sigma**2) for loss in losses]
+        energies = [loss / (2 * self.noise_sigma**2) for loss in losses]
         beta = choose_beta(energies, len(rows) / 2)
         weights = tempered_weights(energies, beta)
         drawn = systematic_counts(weights, self._uniform(state))
@@ -140,7 +207,7 @@ class Resampling(Hook):
         return self._put(state, children, [rows[i] for i in freed])
 
     def _uniform(self, state: State) -> float:
-        stream = [self.settings.stream_id], "resample", state.step, torch.device("cpu")
+        stream = [SHARED], "resample", state.step, torch.device("cpu")
         (generator,) = state.streams.generators(*stream)
         return torch.rand((), generator=generator, dtype=torch.float64).item()
 

@@ -10,7 +10,7 @@ hides the differences between basins, and is re-noised for nothing. This is basi
 diffusion prior as the move.
 
 What re-noising cannot change are the lowest frequencies, which stand far above the noise of any round: a parent whose
-shading belongs to the other twin hands it on to every child. With ``conjugated`` some children of a parent that no
+shading belongs to the other twin hands it on to every child. With ``conjugate`` some children of a parent that no
 child of an earlier round has displaced begin with a random band of its lowest frequencies turned to the other twin.
 
 One line of descent can stay in a wrong basin for good. With ``lineages`` several lines of descent compete only within
@@ -18,58 +18,157 @@ themselves, and two that arrive at one image vouch for it: wrong basins are many
 ``agreement`` the rounds end there, and only images on which no two lineages agree get all of them.
 """
 
-from collections.abc import Callable, Sequence
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 
 from diffusion.paths import first_level_at_most
+from evaluation.modes import agreement_db
+from evaluation.orientation import latent_plausibility, posterior_energy
+from latent_optimization import polish
 from operators.operator import Operator
 from operators.symmetry_moves import conjugate_drawn_bands, draw_low_band
 from priors.prior import Prior
+from runs.hook_keys import Asked, key
+from runs.hook_setup import Setup, need_flip
 from state import Hook, Info, State
 
+PREFIX = "restart"
 RULES = ("loss", "posterior")
 
 
+MAX_PSNR_DB = 80.0
+"""Of equal images, see :func:`evaluation.metrics.psnr_db`."""
+
+
 @dataclass(frozen=True)
-class RestartSettings:
-    """How the rounds go.
+class Settings:
+    """How the rounds go; the keys ``restart_*``.
 
     Attributes:
-        rounds: number of rounds.
+        rounds: number of rounds after the last level, 0 is off.
         keep: particles that become parents, the best ones; the others are dropped.
+        rule: what particles compete by for the next round. ``loss``: the data loss; ``posterior``: with the prior's
+            energy, ``loss / (2 tau^2) - log p`` in nats, tau from ``optimization_tau``. Who is left after the last
+            round of one lineage stays; ``optimization_best`` chooses among them by the data loss. Several lineages
+            compete by this rule after the last round too.
         children: particles that are annealed each round, the parents in turn, the best first.
-        sigmas: of the rounds in turn, from the first again after the last; children are re-noised to the first sigma of
-            the path that is at most this, or else to its last.
-        mcmc_steps: MCMC steps of the children, a level; None: as all others.
-        first_child_id: least particle id of a child.
-        conjugated: of a round's children so many, the last ones of each lineage, begin at their parent with a band of
-            its lowest frequencies conjugated (:func:`operators.symmetry_moves.draw_low_band`), if it was a parent
-            before.
         lineages: the first particles are divided evenly into so many, in their order; ``keep`` and ``children`` are
             those of each. After the last round all compete, and ``keep`` particles are left (with one lineage parents
             and children of the last round stay).
         agreement: no further round once the best particles of two lineages, one of them the best of all, agree to this
-            many dB; None: all rounds.
+            PSNR in dB, whichever twins they show; None: all rounds.
         refinements: rounds of the best lineage alone after two agreed, with plain children.
+        sigmas: of the rounds in turn, from the first again after the last; children are re-noised to the first sigma of
+            the path that is at most this, or else to its last.
+        conjugate: of a round's children so many, the last ones of each lineage, begin at their parent with a band of
+            its lowest frequencies turned to the other twin (:func:`operators.symmetry_moves.draw_low_band`), if it was
+            a parent before; needs the 180-degree flip as a symmetry.
+        steps: MCMC steps of the children, a level; None: as all others.
+        polish: posterior optimisation of each particle before a round compares them, in iterations; takes
+            ``optimization_lr``, ``optimization_prior_sigma`` and ``optimization_tau``; 0 is off.
     """
 
-    rounds: int
-    keep: int = 1
-    children: int = 4
-    sigmas: tuple[float, ...] = (2.0,)
-    mcmc_steps: int | None = None
-    first_child_id: int = 0
-    conjugated: int = 0
-    lineages: int = 1
-    agreement: float | None = None
-    refinements: int = 0
+    rounds: int = key(0, low=0, high=1000)
+    keep: int = key(1, low=1)
+    rule: str = key("loss", words=RULES)
+    children: int = key(4, low=1, high=4096)
+    lineages: int = key(1, low=1)
+    agreement: float | None = key(None, low=0, high=MAX_PSNR_DB, open_low=True)
+    refinements: int = key(0, low=0)
+    sigmas: tuple[float, ...] = key((2.0,), low=0, open_low=True)
+    conjugate: int = key(0, low=0)
+    steps: int | None = key(None, low=1)
+    polish: int = key(0, low=0)
+
+
+def conflicts(settings: Settings, asked: Asked) -> Iterator[str]:
+    """Sentences on values that exclude each other."""
+    if not settings.sigmas:
+        yield "restart_sigmas=[]: must name at least one sigma"
+    if settings.conjugate > settings.children:
+        yield f"restart_conjugate={settings.conjugate}: there are only restart_children={settings.children} a round"
+    if settings.conjugate > 0 and settings.rounds == 1:
+        yield (
+            f"restart_conjugate={settings.conjugate}: parents are turned from their second round on; use "
+            "restart_rounds=2 or more"
+        )
+    if settings.lineages > asked.num_samples:
+        yield (f"restart_lineages={settings.lineages}: there are only num_samples={asked.num_samples} particles")
+    if settings.rounds > 0 and settings.lineages > 1:
+        yield from _not_apart(settings, asked)
+    if settings.agreement is not None and settings.lineages <= 1:
+        yield (
+            f"restart_agreement={settings.agreement:g}: one lineage has none to agree with; use "
+            "restart_lineages=2 or more"
+        )
+    if settings.refinements > 0 and settings.agreement is None:
+        yield (f"restart_refinements={settings.refinements}: they follow an agreement; set restart_agreement, in dB")
+    if settings.polish > 0 and asked["optimization"].prior_sigma <= 0:
+        yield (
+            f"restart_polish={settings.polish}: polishing is posterior optimisation; it needs "
+            "optimization_prior_sigma > 0"
+        )
+
+
+def _not_apart(settings: Settings, asked: Asked) -> Iterator[str]:
+    """Lineages that exchange particles would agree with themselves."""
+    resample, pruning = asked["resample"], asked["pruning"]
+    exchanges = {
+        f"resample_sigma={resample.sigma:g}": resample.sigma > 0,
+        f"pruning_branch={pruning.branch:g}": pruning.step >= 0 and pruning.branch > 0,
+        "symmetry_moves with crossover": "crossover" in asked["symmetry"].moves,
+    }
+    for exchange, on in exchanges.items():
+        if on:
+            yield f"{exchange}: it copies particles from lineage to lineage; use restart_lineages=1"
+    if pruning.step >= 0 and pruning.keep < settings.lineages:
+        yield f"pruning_keep={pruning.keep}: leaves fewer particles than restart_lineages={settings.lineages}"
+
+
+def build(settings: Settings, setup: Setup) -> Restarts | None:
+    """The hook; None if it is off.
+
+    Raises:
+        SettingsError: bands are to be turned, and the operator would notice.
+    """
+    if settings.rounds == 0:
+        return None
+    if settings.conjugate > 0:
+        need_flip(setup.operator, f"restart_conjugate={settings.conjugate}", "restart_conjugate=0")
+    prior, operator, optimization = setup.prior, setup.operator, setup.asked["optimization"]
+    tau = operator.noise_sigma if optimization.tau is None else optimization.tau
+
+    def energy(z: torch.Tensor, loss: torch.Tensor) -> torch.Tensor:
+        return posterior_energy(prior, latent_plausibility(prior, z), loss, tau)
+
+    descent = optimization.descent(tau, settings.polish)
+    return Restarts(
+        prior,
+        operator,
+        settings,
+        setup.path,
+        2 * setup.asked.num_samples,  # the streams of the measurements in PROJECT.md
+        partial(polish, prior=prior, operator=operator, settings=descent) if settings.polish > 0 else None,
+        energy if settings.rule == "posterior" else None,
+        partial(agreement_db, symmetries=operator.symmetries()) if settings.lineages > 1 else None,
+    )
+
+
+def record(settings: Settings, hook: Restarts | None, info: Info, particle_ids: list[int]) -> dict[str, Any]:
+    """The rounds of one image, and how they ended."""
+    end = next(iter(info.rows.get("restarts_end", [])), None)
+    return {"restarts": info.rows.get("restarts"), "restarts_end": end}
 
 
 def restart_levels(path: torch.Tensor, sigmas: Sequence[float]) -> list[int]:
-    """The levels to whose sigmas children are re-noised, see ``RestartSettings.sigmas``."""
+    """The levels to whose sigmas children are re-noised, see ``Settings.sigmas``."""
     reached = [first_level_at_most(path, sigma) for sigma in sigmas]
     return [len(path) - 2 if level is None else level for level in reached]
 
@@ -82,6 +181,7 @@ class Restarts(Hook):
         operator: measures them.
         settings: how the rounds go.
         path: annealing sigmas ``(K + 1,)``.
+        first_child_id: least particle id of a child.
         polish: ``(z, y) -> z`` of particles ``(P, ...)`` and their measurements, applied to each particle once, when it
             has come to the end; None leaves them as the chain left them.
         energy: ``(z, loss) -> (P,)``, what particles of data losses ``(P,)`` compete by, lower is better; None: by the
@@ -94,19 +194,30 @@ class Restarts(Hook):
         self,
         prior: Prior,
         operator: Operator,
-        settings: RestartSettings,
+        settings: Settings,
         path: torch.Tensor,
+        first_child_id: int = 0,
         polish: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
         energy: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
         agree: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
     ) -> None:
-        self.prior, self.operator, self.settings = prior, operator, settings
+        self.prior, self.operator, self.settings, self.first_child_id = prior, operator, settings, first_child_id
         self.polish, self.energy, self.agree = polish, energy, agree
         self.levels, self.path = restart_levels(path, settings.sigmas), path.tolist()
-        self.rounds_done, self.last_round = 0, settings.rounds
-        self.polished, self.parents = set(), set()
+        self._begin()
+
+    def _begin(self) -> None:
+        self.rounds_done, self.last_round = 0, self.settings.rounds
+        self.polished: set[int] = set()
+        self.parents: set[int] = set()
         self.lineage: dict[int, int] = {}
         self.partner: torch.Tensor | None = None  # the image that the best one agreed with
+
+    def fresh(self) -> Restarts:
+        """One before its first round."""
+        new = copy(self)
+        new._begin()
+        return new
 
     @property
     def agreed(self) -> bool:
@@ -115,7 +226,7 @@ class Restarts(Hook):
 
     def before_ode(self, state: State, info: Info) -> State:
         """Children have chains of their own length."""
-        return state if self.rounds_done == 0 else replace(state, mcmc_steps=self.settings.mcmc_steps)
+        return state if self.rounds_done == 0 else replace(state, mcmc_steps=self.settings.steps)
 
     def after_levels(self, state: State, info: Info) -> State:
         """Polish who is new, keep the best, add their children."""
@@ -151,9 +262,9 @@ class Restarts(Hook):
         kept = [row for rows in families for row in rows]
         parents = [rows[i % len(rows)] for rows in families for i in range(settings.children)]
         level = state.level.new_full((len(parents),), self.levels[turn])
-        children = state.children(parents, settings.first_child_id, level=level)
+        children = state.children(parents, self.first_child_id, level=level)
         self.lineage.update({pair["child"]: self.lineage.get(pair["parent"], 0) for pair in children.births})
-        first_turned = settings.children - (0 if self.agreed else settings.conjugated)
+        first_turned = settings.children - (0 if self.agreed else settings.conjugate)
         last = [i for i in range(len(parents)) if i % settings.children >= first_turned]
         turned = [i for i in last if state.ids[parents[i]] in self.parents]
         children = self._conjugate(children, turned)

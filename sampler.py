@@ -129,8 +129,11 @@ class LatentDAPS:
             start: where they begin; None: as pure noise.
             first_child_id: least particle id of a child; one after the largest of ``particle_ids`` if that is more.
         """
-        info = Info() if info is None else info
+        own = type(self)(self.prior, self.operator, self.settings, [hook.fresh() for hook in self.hooks])
         state = self.start(y, streams, particle_ids, start, first_child_id)
+        return own._run(state, Info() if info is None else info)
+
+    def _run(self, state: State, info: Info) -> State:
         while bool((state.level < self.settings.num_levels).any()):
             for after_level in self.levels(state, info):
                 state = after_level

@@ -13,7 +13,7 @@ class Streams(Protocol):
     """Keyed random streams, see :class:`runs.rng.ParticleStreams`."""
 
     def generators(
-        self, particle_ids: list[int], purpose: str, level: int, device: torch.device
+        self, particle_ids: list[int], purpose: str, level: int, device: torch.device | str
     ) -> list[torch.Generator]: ...
 
     def normal(self, particle_ids: list[int], purpose: str, level: int, like: torch.Tensor) -> torch.Tensor: ...
@@ -141,8 +141,13 @@ class Info:
 class Hook:
     """Base of all hooks; each moment takes and returns the state, by default unchanged.
 
-    Within a level the state holds the particles that stand at that level (after a branching the others wait).
+    Within a level the state holds the particles that stand at that level (after a branching the others wait). What a
+    hook remembers from level to level belongs to one image: the loop asks it for a :meth:`fresh` one for each.
     """
+
+    def fresh(self) -> "Hook":
+        """This hook as it stands before the first level; itself, if it remembers nothing."""
+        return self
 
     def before_ode(self, state: State, info: Info) -> State:
         """``state.z`` stands at ``state.sigma``; may set ``state.drift``."""

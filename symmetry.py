@@ -14,10 +14,12 @@ data loss of ``D(z')`` itself enters every decision. A move is judged by one of 
 * ``always``.
 """
 
+from __future__ import annotations
+
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -27,18 +29,21 @@ from operators import symmetry_moves
 from operators.operator import Operator
 from operators.phase_retrieval import rotate_180
 from priors.prior import Prior
+from runs.checks import Checks, SettingsError
+from runs.hook_keys import Asked, key
+from runs.hook_setup import Setup, need_flip
 from state import Hook, Info, State
 
+PREFIX = "symmetry"
 MOVES = ("window", "channels", "conjugate", "flip", "crossover")
-NEEDED_SYMMETRY = "rotate_180"
 PARTICLE_COLUMNS = ("loss_before", "loss_after", "plausibility_before", "plausibility_after", "accepted")
 SIGMAS = (0.5, 1.0, 2.0)
-CPU = torch.device("cpu")
+CPU = "cpu"
 
 
 @dataclass(frozen=True)
-class SymmetrySettings:
-    """Which moves, when and how they are judged.
+class Settings:
+    """Which moves, when and how they are judged; the keys ``symmetry_*``.
 
     Attributes:
         moves: some of :data:`MOVES`, made in this order; none is off.
@@ -57,20 +62,20 @@ class SymmetrySettings:
         margin: of ``denoising``: relative fall of the denoising loss that is needed.
         loss_tolerance: of ``denoising``: relative rise of the data loss that is allowed.
         draws: of ``denoising``: noise draws at each of :data:`SIGMAS`.
-        tau: standard deviation of the likelihood.
+        tau: standard deviation of the likelihood in acceptance ratios; None: the operator's noise.
         crossover_ratio: see above.
     """
 
-    moves: tuple[str, ...] = ()
-    sigma_max: float = 3.0
-    sigma_min: float = 0.3
-    window_sigma: float = 3.0
-    every: int = 5
-    margin: float = 0.02
-    loss_tolerance: float = 0.1
-    draws: int = 2
-    tau: float = 0.05
-    crossover_ratio: float = 1.2
+    moves: tuple[str, ...] = key(())
+    sigma_max: float = key(3.0)
+    sigma_min: float = key(0.3, low=0)
+    window_sigma: float = key(3.0, low=0)
+    every: int = key(5, low=1)
+    margin: float = key(0.02, low=0, high=1)
+    loss_tolerance: float = key(0.1, low=0)
+    draws: int = key(2, low=1)
+    tau: float | None = key(None, low=0, open_low=True)
+    crossover_ratio: float = key(1.2, low=1)
 
     def moves_at(self, step: int, sigma: float) -> list[str]:
         """The moves of this level."""
@@ -78,6 +83,57 @@ class SymmetrySettings:
             return []
         inside = self.sigma_min <= sigma <= self.sigma_max
         return [m for m in self.moves if (sigma >= self.window_sigma if m == "window" else inside)]
+
+
+def conflicts(settings: Settings, asked: Asked) -> Iterator[str]:
+    """Sentences on values that exclude each other."""
+    moves, checks = settings.moves, Checks()
+    if not set(moves) <= set(MOVES) or len(set(moves)) < len(moves):
+        yield f"symmetry_moves=[{','.join(moves)}]: allowed are {', '.join(MOVES)}, each at most once"
+    if "crossover" in moves and asked.num_samples < 2:
+        yield "symmetry_moves: crossover combines particles; it needs num_samples of at least 2"
+    checks.number("symmetry_sigma_max", settings.sigma_max, settings.sigma_min)
+    yield from checks.problems
+
+
+def build(settings: Settings, setup: Setup) -> SymmetryMoves | None:
+    """The hook; None if it is off.
+
+    Raises:
+        SettingsError: the operator has no such symmetry, or a move has no level.
+    """
+    if not settings.moves:
+        return None
+    need_flip(setup.operator, f"symmetry_moves=[{','.join(settings.moves)}]", "symmetry_moves=[]")
+    sigmas, first = setup.path[:-1].tolist(), setup.first_level
+    made = {move for k in range(first, len(sigmas)) for move in settings.moves_at(k, sigmas[k])}
+    for move in settings.moves:
+        if move not in made:
+            band = (
+                f"of at least symmetry_window_sigma={settings.window_sigma:g}"
+                if move == "window"
+                else f"from symmetry_sigma_min={settings.sigma_min:g} to symmetry_sigma_max={settings.sigma_max:g}"
+            )
+            raise SettingsError(
+                f"symmetry_moves: {move} has no level: no sigma {band} at every {settings.every}th of "
+                f"{len(sigmas) - first} levels from sigma = {sigmas[first]:g}; lower symmetry_every or widen the range"
+            )
+    return SymmetryMoves(setup.prior, setup.operator, settings)
+
+
+def record(settings: Settings, hook: SymmetryMoves | None, info: Info, particle_ids: list[int]) -> dict[str, Any]:
+    """What each particle tried at each level."""
+    if not settings.moves:
+        return {"symmetry": None}
+    rows = info.rows.get("symmetry", [])
+    level = ("step", "sigma", "t", "move", "rule")
+    tries = [
+        {n: row[n] for n in level} | {"particle_id": p} | {n: row[n][i] for n in PARTICLE_COLUMNS}
+        for row in rows
+        for i, p in enumerate(row["particle_ids"])
+    ]
+    facts = {"moves": list(settings.moves), "seconds": sum(row["seconds"] for row in rows), "tries": tries}
+    return {"symmetry": facts}
 
 
 class Look(NamedTuple):
@@ -106,8 +162,9 @@ class SymmetryMoves(Hook):
         settings: which moves, when.
     """
 
-    def __init__(self, prior: Prior, operator: Operator, settings: SymmetrySettings) -> None:
+    def __init__(self, prior: Prior, operator: Operator, settings: Settings) -> None:
         self.prior, self.operator, self.settings = prior, operator, settings
+        self.tau = operator.noise_sigma if settings.tau is None else settings.tau
         self.log_prob: Callable[[torch.Tensor], torch.Tensor] | None = getattr(prior.denoiser, "log_prob", None)
 
     def before_renoise(self, state: State, info: Info) -> State:
@@ -188,7 +245,7 @@ class SymmetryMoves(Hook):
             return Verdict(torch.ones_like(state.diverged), "always")
         if move == "crossover":
             return Verdict(there.loss < here.loss, "loss")
-        log_ratio = (here.loss - there.loss) / (2 * self.settings.tau**2)
+        log_ratio = (here.loss - there.loss) / (2 * self.tau**2)
         if self.log_prob is not None:
             before, after = -self.log_prob(here.z), -self.log_prob(there.z)
             return Verdict(self._metropolis(move, log_ratio + before - after, state), "metropolis", before, after)

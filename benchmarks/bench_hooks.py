@@ -25,10 +25,10 @@ from omegaconf import OmegaConf  # noqa: E402
 
 import posterior_sample  # noqa: E402, F401 (registers the schema)
 from benchmarks.bench_sampler import labelled, labelled_share  # noqa: E402
+from plan import build_plan  # noqa: E402
 from priors.prior import Prior  # noqa: E402
 from runs.build import build_operator, build_prior, build_sampler_settings  # noqa: E402
 from runs.command_line import compose_config  # noqa: E402
-from runs.hooks import build_hook_plan  # noqa: E402
 from runs.phases import PhaseClock, synchronise  # noqa: E402
 from runs.rng import ParticleStreams, measurement_generator  # noqa: E402
 from runs.settings import RunSettings  # noqa: E402
@@ -51,11 +51,11 @@ CASES = {
 def run_once(prior: Prior, settings: RunSettings, device: torch.device) -> float:
     """Seconds of one image."""
     operator, sampling = build_operator(settings.task), build_sampler_settings(settings)
-    plan = build_hook_plan(settings, prior, operator, sampling.path, device)
+    plan = build_plan(settings, prior, operator, sampling.path, device)
     y = operator.measure(torch.zeros(1, *prior.image_shape), measurement_generator(0, 0)).to(device)
     clock = PhaseClock(device)
     clock.enter(plan.phases[0])
-    loop = LatentDAPS(prior, operator, sampling, plan.hooks(y, clock))
+    loop = LatentDAPS(prior, operator, sampling, plan.hooks(clock))
     synchronise(device)
     started = time.perf_counter()
     loop.sample(y, ParticleStreams(0, 0), range(settings.num_samples))

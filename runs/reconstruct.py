@@ -16,14 +16,13 @@ from evaluation.selection import Candidates, select
 from operators.magnitudes import Convention
 from operators.measured import with_gaps
 from operators.phase_retrieval import PhaseRetrieval
+from plan import Plan
 from priors.prior import Prior
 from runs.console import ProgressHook, TrajectoryHook
 from runs.cost import Calls
 from runs.drawing import draw_result
 from runs.environment import device_facts, environment
 from runs.files import replacing
-from runs.hook_records import optimization_record, repulsion_record, resampling_record, symmetry_record
-from runs.hooks import HookPlan
 from runs.measurements import FORM, ORIGIN
 from runs.metrics_file import ALIGNMENTS, Record
 from runs.pending import Pending
@@ -63,7 +62,7 @@ class Reconstructor:
         self,
         prior: Prior,
         settings: SamplerSettings,
-        plan: HookPlan,
+        plan: Plan,
         evaluator: Evaluator,
         folder: RunFolder,
         seed: int,
@@ -138,20 +137,19 @@ class Reconstructor:
         clock, started = PhaseClock(self.device), time.perf_counter()
         calls_before = self.calls.copy()
         trajectory, info = TrajectoryHook(self.settings.num_levels), Info()
-        operator, plan = problem.operator, replace(self.plan, operator=problem.operator)
+        operator, plan = problem.operator, self.plan.for_operator(problem.operator)
         floor = operator.noise_floor(problem.y)
         streams, start, started_from = ParticleStreams(self.seed, problem.image_id), None, None
         if plan.warm_start is not None:
-            warm_start = replace(plan.warm_start, operator=operator)  # it knows what was not measured
-            start, started_from = warm_start(problem.y, streams, self.particle_ids)
+            start, started_from = plan.warm_start(problem.y, streams, self.particle_ids)
         first = 0 if start is None else start.level
         with self.progress.image(problem.title, self.settings.num_levels - first) as progress:
             clock.enter(plan.phases[0])
-            hooks = plan.hooks(problem.y, clock)
+            hooks = plan.hooks(clock)
             hooks += [trajectory] if self.save_trajectory else []
             hooks += [ProgressHook(progress, floor.mean.item()), ClockHook(clock)]
             loop = LatentDAPS(self.prior, operator, self.settings, hooks)
-            state = loop.sample(problem.y, streams, self.particle_ids, info, start, plan.num_samples)
+            state = loop.sample(problem.y, streams, self.particle_ids, info, start, plan.setup.asked.num_samples)
             clock.leave()
         return Sampled(state, info, clock, trajectory, started_from, started, calls_before)
 
@@ -187,7 +185,7 @@ class Reconstructor:
         images, loss, ids = decoded[alive].clamp(-1, 1), loss[alive], state.particle_id[alive].tolist()
         selection = scores = modes = None
         if ids:
-            candidates = Candidates(images, loss, problem.y, self.plan.optimization_tau)
+            candidates = Candidates(images, loss, problem.y, self.plan.tau)
             selection = select(self.prior, problem.operator, candidates, self.selection_rule)
         if ids and problem.truth is not None:
             scores = self.evaluator(images, problem.truth)
@@ -218,7 +216,7 @@ class Reconstructor:
 
     def _record(self, result: Result, clock: PhaseClock, info: Info, cost: dict[str, Any]) -> Record:
         problem, selection = result.problem, result.selection
-        floor, pruned = problem.operator.noise_floor(problem.y), next(iter(info.rows.get("pruning", [])), None)
+        floor = problem.operator.noise_floor(problem.y)
         dropped = [i for kind in DROPPING for row in info.rows.get(kind, []) for i in row["diverged"]]
         loss, floor_mean = result.loss.tolist(), floor.mean.item()
         return {
@@ -249,13 +247,7 @@ class Reconstructor:
                 "symmetry_index": symmetry_index(result.images).tolist(),
                 "channel_agreement": channel_agreement(result.images).tolist(),
             },
-            "repulsion": repulsion_record(self.plan, info),
-            "symmetry": symmetry_record(self.plan, info),
-            "pruning": pruned,
-            "restarts": info.rows.get("restarts"),
-            "restarts_end": next(iter(info.rows.get("restarts_end", [])), None),
-            "resampling": resampling_record(self.plan, info),
-            "optimization": optimization_record(info, result.particle_ids),
+            **self.plan.record(info, result.particle_ids),
             "tau": self.settings.tau,
             "timing": {
                 **cost,

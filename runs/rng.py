@@ -34,7 +34,7 @@ class ParticleStreams:
         self.seed, self.image_id = seed, image_id
 
     def generators(
-        self, particle_ids: list[int], purpose: str, level: int, device: torch.device
+        self, particle_ids: list[int], purpose: str, level: int, device: torch.device | str
     ) -> list[torch.Generator]:
         """One generator a particle."""
         return [stream(self.seed, self.image_id, p, purpose, level, device=device) for p in particle_ids]

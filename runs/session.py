@@ -5,6 +5,7 @@ import torch
 from evaluation.lpips import LpipsError, read_lpips
 from evaluation.metrics import Evaluator
 from operators.operator import Operator
+from plan import build_plan
 from priors.fingerprint import prior_sha256
 from runs.build import build_operator, build_prior, build_sampler_settings
 from runs.checks import DataError
@@ -14,7 +15,6 @@ from runs.device import choose_device, slow_precision
 from runs.environment import environment, keep_threads
 from runs.family import follow_family, followed_config
 from runs.finished import Missing, report
-from runs.hooks import build_hook_plan
 from runs.names import shown
 from runs.pending import Pending
 from runs.problems import find_problems, noise_warning, sums_now
@@ -87,7 +87,7 @@ def prepare(settings: RunSettings, operator: Operator, folder: RunFolder, device
     return Reconstructor(
         prior,
         sampler_settings,
-        build_hook_plan(settings, prior, operator, sampler_settings.path, device),
+        build_plan(settings, prior, operator, sampler_settings.path, device),
         Evaluator(operator.symmetries(), lpips, operator.channel_symmetries),
         folder,
         settings.seed,

@@ -7,7 +7,7 @@ The dataclasses are the single source of names, types and defaults; the files in
 from dataclasses import dataclass, field
 from typing import Any
 
-from runs.hook_settings import HookKeys
+from plan import HookKeys
 from runs.keys import facts
 
 FOLDER_KINDS = ("ldm", "adm", "diffusers")

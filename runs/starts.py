@@ -1,6 +1,9 @@
 """Warm starts: a classical solver's images, encoded, where the particles begin instead of pure noise."""
 
+from __future__ import annotations
+
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +15,40 @@ from operators.operator import Operator
 from operators.phase_retrieval import PhaseRetrieval
 from priors.prior import Prior
 from runs.checks import SettingsError
-from runs.hook_settings import HookKeys
+from runs.hook_keys import Asked, key
 from runs.phases import synchronise
 from runs.rng import ParticleStreams
 from state import Start
+
+PREFIX = "start"
+STARTS = ("noise", "hio", "raar")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where the particles begin; the keys ``start`` and ``start_*``.
+
+    Attributes:
+        kind: the key ``start``: ``noise``, or the images of a classical solver, encoded and re-noised: ``hio`` or
+            ``raar``.
+        sigma: the particles of a warm start begin at the first level with at most this sigma.
+        restarts: random starts of the solver; the particles take those of lowest residual.
+        iterations: iterations of the solver, before 40 of error reduction.
+    """
+
+    kind: str = key("noise", words=STARTS, name="start")
+    sigma: float = key(3.0, low=0, open_low=True)
+    restarts: int = key(8, low=1)
+    iterations: int = key(300, low=1)
+
+
+def conflicts(settings: Settings, asked: Asked) -> Iterator[str]:
+    """Sentences on values that exclude each other."""
+    if settings.kind != "noise" and settings.restarts < asked.num_samples:
+        yield (
+            f"start_restarts={settings.restarts}: each of the num_samples={asked.num_samples} particles begins at a "
+            "restart of its own"
+        )
 
 
 @dataclass(frozen=True)
@@ -59,24 +92,24 @@ class WarmStart:
         return Start(z0, self.level), record
 
 
-def build_start(keys: HookKeys, prior: Prior, operator: Operator, path: torch.Tensor) -> WarmStart | None:
+def build_start(settings: Settings, prior: Prior, operator: Operator, path: torch.Tensor) -> WarmStart | None:
     """The warm start that the configuration asks for, or None.
 
     Raises:
         SettingsError: the operator has no classical solver, or no level of the path is as low as ``start_sigma``.
     """
-    if keys.start == "noise":
+    if settings.kind == "noise":
         return None
     if not isinstance(operator, PhaseRetrieval):
         raise SettingsError(
-            f"start={keys.start}: there is no classical solver for the operator {operator.name}, only for "
+            f"start={settings.kind}: there is no classical solver for the operator {operator.name}, only for "
             "phase_retrieval; use start=noise"
         )
-    level = first_level_at_most(path, keys.start_sigma)
+    level = first_level_at_most(path, settings.sigma)
     if level is None:
         raise SettingsError(
-            f"start_sigma={keys.start_sigma:g}: no level of the annealing path is that low; the last has "
+            f"start_sigma={settings.sigma:g}: no level of the annealing path is that low; the last has "
             f"sigma = {path[-2]:g}"
         )
-    settings = fienup.FienupSettings(keys.start, keys.start_iterations)
-    return WarmStart(prior, operator, settings, keys.start_restarts, level)
+    solver = fienup.FienupSettings(settings.kind, settings.iterations)
+    return WarmStart(prior, operator, solver, settings.restarts, level)

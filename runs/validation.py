@@ -5,10 +5,10 @@ from diffusion.paths import ENDS, PATHS
 from diffusion.pfode import SOLVERS
 from evaluation.selection import RULES
 from operators.magnitudes import FORMS, ORIGINS
+from plan import check_hooks
 from runs.checks import Checks, SettingsError
 from runs.device import DEVICES
 from runs.family import follow_family, resolve_chain
-from runs.hook_checks import check_hooks
 from runs.operators import OPERATORS, check_options
 from runs.settings import (
     FOLDER_KINDS,

@@ -6,8 +6,9 @@ import torch
 from analytic import F64, prior_of
 from sampler_support import LEVELS, loop, measurement, settings
 
+from data_term import Expected
 from priors.autoencoder import IdentityAutoencoder
-from resample_opt import OptimizationSettings
+from resample_opt import LatentOptimization, Settings
 from runs.rng import ParticleStreams
 from sampler import Info
 
@@ -15,7 +16,13 @@ NEVER = -float("inf")
 
 
 def how(**changes):
-    return OptimizationSettings(**({"from_level": 0, "accept": "loss", "lr": 0.05, "max_iters": 40} | changes))
+    return Settings(**({"step": 0, "accept": "loss", "lr": 0.05, "max_iters": 40, "tau": 0.05} | changes))
+
+
+def optimizer(prior, operator, settings, expected, from_level=0):
+    """The hook; ``expected`` of the loss, whatever was measured."""
+    level = from_level if settings.when == "every" else None
+    return LatentOptimization(prior, operator, settings, level, lambda prior, operator, y: Expected(expected, 1.0))
 
 
 def numbers(*values):

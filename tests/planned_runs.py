@@ -4,7 +4,7 @@ import torch
 from sampler_support import LEVELS, SIGMA_MAX, SIGMA_MIN, Recorder, loop, measurement, problem, settings
 
 from diffusion.paths import edm_path
-from runs.hooks import build_hook_plan
+from plan import build_plan
 from runs.phases import ClockHook, PhaseClock
 from runs.rng import ParticleStreams
 from runs.settings import RunSettings
@@ -19,13 +19,18 @@ EVERY = {"optimization_when": "every"}
 
 def planned(**keys):
     """The plan of these keys on the analytic problem, t = 1000, 800, 600, 400, 200."""
-    return build_hook_plan(RunSettings(**keys), *problem(), PATH, CPU)
+    return plan_for(*problem(), **keys)
+
+
+def plan_for(prior, operator, path=PATH, **keys):
+    """The plan of these keys for a prior and an operator."""
+    return build_plan(RunSettings(**keys), prior, operator, path, CPU)
 
 
 def planned_run(**keys):
     """The last state, the record's parts and the clock of a run on the analytic problem."""
     plan, clock, info, recorder = planned(**keys), PhaseClock(CPU), Info(), Recorder()
-    hooks = [*plan.hooks(measurement(), clock), recorder, ClockHook(clock)]
+    hooks = [*plan.hooks(clock), recorder, ClockHook(clock)]
     clock.enter(plan.phases[0])
     state = loop(settings(), hooks).sample(measurement(), ParticleStreams(42, 0), IDS, info)
     clock.leave()

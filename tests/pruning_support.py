@@ -5,8 +5,9 @@ import dataclasses
 import torch
 from sampler_support import LEVELS, MATRIX, SIGMA_MAX, SIGMA_MIN, Recorder, Y, loop, measurement, problem, settings
 
+from data_term import Expected
 from diffusion.paths import edm_path
-from pruning import Pruning, PruningSettings
+from pruning import Pruning, Settings
 from runs.rng import ParticleStreams
 from sampler import Hook, Info
 
@@ -16,8 +17,12 @@ IDS = [0, 1, 2, 3, 4, 5]
 
 
 def pruning(at_level=2, loss_std=1.0, expected=-INF, **changes):
-    rule = PruningSettings(at_level, **changes)
-    return Pruning(*problem(), rule, PATH, expected, loss_std)
+    return Pruning(*problem(), Settings(**changes), PATH, at_level, at_the_answer(expected, loss_std))
+
+
+def at_the_answer(mean, std):
+    """What is expected of the loss, whatever was measured."""
+    return lambda prior, operator, y: Expected(mean, std)
 
 
 def within(losses, tolerance):

@@ -10,7 +10,7 @@ from operators.phase_retrieval import PhaseRetrieval
 from operators.symmetry_moves import flip_channels
 from runs.rng import ParticleStreams
 from sampler import Info, State
-from symmetry import SymmetryMoves, SymmetrySettings
+from symmetry import Settings, SymmetryMoves
 
 CPU = torch.device("cpu")
 PATH = edm_path(LEVELS, SIGMA_MAX, SIGMA_MIN)
@@ -50,7 +50,7 @@ def state_of(z, y, ids=None, step=0, sigma=1.0, image_id=0):
 
 
 def moves(prior, operator, *names, **changes):
-    return SymmetryMoves(prior, operator, SymmetrySettings(moves=names, **{"every": 1} | changes))
+    return SymmetryMoves(prior, operator, Settings(moves=names, **{"every": 1} | changes))
 
 
 def applied(hook, state):

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from planned_runs import EVERY, NEUTRAL, OPTIMISE, PATH, PRUNE, REPEL, planned_run
-from sampler_support import LEVELS, assert_same, problem, run, settings
+from planned_runs import EVERY, IDS, NEUTRAL, OPTIMISE, PATH, PRUNE, REPEL, planned, planned_run
+from sampler_support import LEVELS, assert_same, loop, measurement, problem, run, settings
 
-from runs.hook_records import optimization_record, repulsion_record
+from runs.rng import ParticleStreams
 from sampler import Info
 
 ACTIVE = {
@@ -40,7 +40,7 @@ def test_optimisation_at_every_level_reaches_the_answer_however_late(step):
 def test_repulsion_is_off_once_optimisation_may_begin(step, active, when):
     keys = {**REPEL, "optimization_step": step, "optimization_when": when, "optimization_max_iters": 3}
     _, info, _, recorder, plan = planned_run(**keys)
-    record = repulsion_record(plan, info)
+    record = plan.record(info, [])["repulsion"]
     assert record["active_steps"] == active and record["enabled"]
     assert [row["t"] for row in record["per_step"]] == pytest.approx([1000, 800, 600, 400, 200][:active])
     assert [s.drift is not None for s in recorder.seen["before_ode"]] == [k < active for k in range(LEVELS)]
@@ -56,14 +56,14 @@ def test_children_repel_each_other_at_their_own_levels():
 
 
 def test_record_of_an_optimisation_sums_over_levels():
-    state, info, *_ = planned_run(**{**OPTIMISE, **EVERY, "optimization_step": 600}, optimization_accept="loss")
-    record, rows = optimization_record(info, [2, 0]), info.rows["optimization"]
+    state, info, *_, plan = planned_run(**{**OPTIMISE, **EVERY, "optimization_step": 600}, optimization_accept="loss")
+    record, rows = plan.record(info, [2, 0])["optimization"], info.rows["optimization"]
     assert record["iterations"] == [sum(row["iterations"][i] for row in rows) for i in (2, 0)]
     assert record["initial_loss"] == [rows[0]["initial_loss"][i] for i in (2, 0)]
     assert record["final_loss"] == [rows[-1]["final_loss"][i] for i in (2, 0)]
     assert record["reason"] == [rows[-1]["reason"][i] for i in (2, 0)]
     assert len(record["per_step"]) == 3
-    assert optimization_record(Info(), [0]) is None
+    assert plan.record(Info(), [0])["optimization"] is None
 
 
 def test_three_hooks_at_once_leave_each_particle_to_itself_after_the_break():
@@ -74,3 +74,34 @@ def test_three_hooks_at_once_leave_each_particle_to_itself_after_the_break():
     rows = [together.ids.index(i) for i in pruned.ids]
     assert len(pruned) == 2
     assert_same(pruned, together, rows, exact=False)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {**PRUNE, "pruning_keep": 1},
+        {"restart_rounds": 2, "restart_lineages": 2, "restart_agreement": 1.0},
+        {"resample_sigma": 1.5, "resample_sigma_min": 0.0},
+        {**OPTIMISE, **EVERY},
+        REPEL,
+    ],
+    ids=lambda keys: next(iter(keys)),
+)
+def test_one_hook_serves_image_after_image(keys):
+    """What a hook remembers belongs to one image: the second is as it would be with a hook of its own."""
+
+    def results(hooks, images):
+        infos = [Info() for _ in images]
+        pairs = list(zip(images, infos, strict=True))
+        states = [loop(settings(), hooks()).sample(measurement(), ParticleStreams(42, i), IDS, log) for i, log in pairs]
+        return states[-1], infos[-1]
+
+    made = [hook for hook in planned(**keys).built.values() if hook is not None]
+    state, info = results(lambda: made, [0, 1])
+    alone, own = results(lambda: [hook for hook in planned(**keys).built.values() if hook is not None], [1])
+    assert_same(state, alone)
+    assert without_seconds(info.rows) == without_seconds(own.rows) != {}
+
+
+def without_seconds(rows):
+    return {kind: [{k: v for k, v in row.items() if k != "seconds"} for row in own] for kind, own in rows.items()}

@@ -10,7 +10,7 @@ from runs.rng import ParticleStreams
 
 
 def branch(at_level, branch_sigma, keep=2, **changes):
-    return pruning(at_level, keep=keep, branch_sigma=branch_sigma, **changes)
+    return pruning(at_level, keep=keep, branch=branch_sigma, **changes)
 
 
 def test_children_run_their_levels_and_all_end_together():

@@ -5,22 +5,20 @@ import dataclasses
 import pytest
 import torch
 from analytic import F64, normal
-from planned_runs import CPU, EVERY, OPTIMISE, PATH, PRUNE, REPEL, planned, planned_run
+from planned_runs import CPU, EVERY, OPTIMISE, PATH, PRUNE, REPEL, plan_for, planned, planned_run
 from sampler_support import measurement, problem
 
 from evaluation.orientation import latent_plausibility, posterior_energy
 from operators.phase_retrieval import PhaseRetrieval
+from plan import HookKeys, check_hooks
 from pruning import Pruning
-from repulsion import ImageSpace, LatentSpace, Repulsion
+from repulsion import Repulsion, Settings
 from resample_opt import LatentOptimization
 from restarts import Restarts
 from runs.checks import Checks, SettingsError
-from runs.feature_space import build_feature_space
-from runs.hook_checks import check_hooks
-from runs.hook_settings import HookKeys
-from runs.hooks import build_hook_plan
+from runs.feature_space import ImageSpace, LatentSpace, build_feature_space
+from runs.hook_keys import cut
 from runs.phases import PhaseClock
-from runs.settings import RunSettings
 
 # --- The plan --------------------------------------------------------------------------------------------------------
 
@@ -49,7 +47,7 @@ def test_hooks_get_what_the_keys_say():
         num_samples=9,
         decode_batch=2,
     )
-    hooks = plan.hooks(measurement(), PhaseClock(CPU))
+    hooks = plan.hooks(PhaseClock(CPU))
     repulsion, pruning, optimisation = (
         next(h for h in hooks if isinstance(h, kind)) for kind in (Repulsion, Pruning, LatentOptimization)
     )
@@ -59,32 +57,38 @@ def test_hooks_get_what_the_keys_say():
         "unit": "raw",
         "sigma_break": 0.01,
         "schedule": "cosine",
-        "estimate": "z_t",
-        "stop_at": 401,
+        "on": "z_t",
+        "features": "latent",
+        "kernel": "plain",
+        "dino_model": "vit_small_patch16_224.dino",
+        "dino_path": None,
         "log": True,
     }
+    assert repulsion.stop_at == 401
     assert dataclasses.asdict(pruning.settings) == {
-        "at_level": 2,
+        "step": 799,
         "keep": 3,
         "rule": "diverse",
         "mode": "slice",
         "tolerance": 1.5,
         "close": 0.2,
-        "branch_sigma": 2.0,
+        "branch": 2.0,
     }
+    assert pruning.at_level == 2
     assert dataclasses.asdict(optimisation.settings) == {
-        "from_level": 3,
+        "step": 401,
         "when": "every",
         "lr": 0.3,
         "max_iters": 7,
         "window": 5,
         "weight_decay": 0.2,
         "prior_sigma": 0.15,
-        "tau": problem()[1].noise_sigma,
+        "tau": None,
         "accept": "floor",
         "best": None,
         "twins": False,
     }
+    assert optimisation.from_level == 3 and optimisation.descent.tau == problem()[1].noise_sigma
 
 
 def test_rounds_get_what_the_keys_say():
@@ -108,22 +112,22 @@ def test_rounds_get_what_the_keys_say():
         num_samples=9,
     )
     rounds, optimisation = (
-        next(h for h in plan.hooks(measurement(), PhaseClock(CPU)) if isinstance(h, kind))
-        for kind in (Restarts, LatentOptimization)
+        next(h for h in plan.hooks(PhaseClock(CPU)) if isinstance(h, kind)) for kind in (Restarts, LatentOptimization)
     )
     assert dataclasses.asdict(rounds.settings) == {
         "rounds": 3,
         "keep": 2,
+        "rule": "posterior",
         "children": 5,
         "sigmas": (PATH[2].item(), 1e-9),
-        "mcmc_steps": 6,
-        "conjugated": 0,
-        "first_child_id": 18,
+        "steps": 6,
+        "conjugate": 0,
+        "polish": 4,
         "lineages": 3,
         "agreement": 25.0,
         "refinements": 2,
     }
-    assert rounds.levels == [2, len(PATH) - 2]
+    assert rounds.first_child_id == 18 and rounds.levels == [2, len(PATH) - 2]
     assert (optimisation.settings.best, optimisation.settings.twins) == (1, True)
     polished = dataclasses.asdict(rounds.polish.keywords["settings"])
     assert {k: polished[k] for k in ("max_iters", "lr", "tau", "prior_sigma")} == {
@@ -133,18 +137,16 @@ def test_rounds_get_what_the_keys_say():
         "prior_sigma": 0.15,
     }
     z, loss = normal(3, *problem()[0].latent_shape), torch.tensor([1.0, 2.0, 5.0], dtype=F64)
-    prior_part = posterior_energy(plan.prior, latent_plausibility(plan.prior, z), 0 * loss, 0.7)
+    prior_part = posterior_energy(plan.setup.prior, latent_plausibility(plan.setup.prior, z), 0 * loss, 0.7)
     torch.testing.assert_close(rounds.energy(z, loss), prior_part + loss / (2 * 0.7**2))
-    plain = planned(restart_rounds=3).hooks(measurement(), PhaseClock(CPU))
+    plain = planned(restart_rounds=3).hooks(PhaseClock(CPU))
     rounds = next(h for h in plain if isinstance(h, Restarts))
     assert rounds.energy is None and rounds.polish is None and rounds.agree is None
 
 
 def test_lineages_that_show_opposite_twins_agree():
-    plan = build_hook_plan(RunSettings(restart_rounds=1, restart_lineages=2), problem()[0], PhaseRetrieval(), PATH, CPU)
-    rounds = next(
-        h for h in plan.hooks(PhaseRetrieval()(torch.zeros(1, 3, 8, 8)), PhaseClock(CPU)) if isinstance(h, Restarts)
-    )
+    plan = plan_for(problem()[0], PhaseRetrieval(), restart_rounds=1, restart_lineages=2)
+    rounds = next(h for h in plan.hooks(PhaseClock(CPU)) if isinstance(h, Restarts))
     x = normal(1, 3, 8, 8, dtype=torch.float32).clamp(-1, 1)
     assert rounds.agree(x, torch.cat([x.flip((-2, -1)), -x])).tolist() == [
         pytest.approx(80.0),
@@ -170,7 +172,7 @@ def test_an_operator_without_halves_is_refused_before_anything_runs():
     keys = {"optimization_step": 400, "optimization_accept": "split"}
     with pytest.raises(SettingsError, match="optimization_accept=split: the operator matrix has no two independent"):
         planned(**keys)
-    assert build_hook_plan(RunSettings(**keys), problem()[0], PhaseRetrieval(), PATH, CPU)
+    assert plan_for(problem()[0], PhaseRetrieval(), **keys)
 
 
 @pytest.mark.parametrize("keys", [{"optimization_twins": True}, {"optimization_best": 1}])
@@ -181,19 +183,21 @@ def test_what_belongs_to_an_optimisation_that_is_off_is_refused(keys):
 
 
 def test_tau_of_the_optimisation_can_be_given():
-    hooks = planned(**OPTIMISE, optimization_tau=0.7).hooks(measurement(), PhaseClock(CPU))
-    assert next(h for h in hooks if isinstance(h, LatentOptimization)).settings.tau == 0.7
+    hooks = planned(**OPTIMISE, optimization_tau=0.7).hooks(PhaseClock(CPU))
+    assert next(h for h in hooks if isinstance(h, LatentOptimization)).descent.tau == 0.7
 
 
 def test_expected_loss_is_the_noise_floor_and_the_misfit_of_the_prior():
     prior, operator = problem()
     prior = dataclasses.replace(prior, misfit_excess={"matrix": (3.0, 0.4), "other": (99.0, 99.0)})
-    plan = build_hook_plan(RunSettings(**PRUNE, **OPTIMISE), prior, operator, PATH, CPU)
-    hooks = plan.hooks(measurement(), PhaseClock(CPU))
+    plan = plan_for(prior, operator, **PRUNE, **OPTIMISE)
+    hooks = plan.hooks(PhaseClock(CPU))
     floor = operator.noise_floor(measurement())
     pruning, optimisation = (next(h for h in hooks if isinstance(h, k)) for k in (Pruning, LatentOptimization))
-    assert optimisation.expected == pytest.approx(floor.mean.item() + 3.0)
-    assert pruning.loss_std == pytest.approx((floor.std.item() ** 2 + 0.4**2) ** 0.5)
+    for hook in (pruning, optimisation):
+        expected = hook.expected(hook.prior, hook.operator, measurement())
+        assert expected.mean == pytest.approx(floor.mean.item() + 3.0)
+        assert expected.std == pytest.approx((floor.std.item() ** 2 + 0.4**2) ** 0.5)
 
 
 @pytest.mark.parametrize(
@@ -240,11 +244,11 @@ def test_levels_of_children_belong_to_the_phase_in_which_they_run():
 
 
 def space_of(**keys):
-    return build_feature_space(RunSettings(**keys), problem()[0], PhaseRetrieval(), CPU)
+    return build_feature_space(cut("repulsion", Settings, HookKeys(**keys)), problem()[0], PhaseRetrieval(), CPU)
 
 
 def test_feature_space_is_the_one_that_is_asked_for(monkeypatch):
-    monkeypatch.setattr("runs.feature_space.dino_weights", lambda model, path: None)
+    monkeypatch.setattr("priors.dino.dino_weights", lambda model, path: None)
     for keys, kind, symmetries in (
         ({"repulsion_features": "latent"}, LatentSpace, 1),
         ({"repulsion_features": "auto"}, LatentSpace, 1),
@@ -269,4 +273,4 @@ def test_odd_kernel_needs_a_symmetry():
 
 
 def test_no_feature_space_where_repulsion_is_off():
-    assert planned(repulsion_features="dino").space is None
+    assert planned(repulsion_features="dino").built["repulsion"] is None

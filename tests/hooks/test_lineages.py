@@ -83,7 +83,7 @@ def test_the_best_lineage_is_refined_after_an_agreement():
         seen.append((x, other))
         return torch.full((len(other),), 39.0 - 9 * len(seen))
 
-    hook = lineages(rounds=9, count=3, agreement=28.0, refinements=2, conjugated=2, agree=agree)
+    hook = lineages(rounds=9, count=3, agreement=28.0, refinements=2, conjugate=2, agree=agree)
     hook.energy = lambda z, loss: torch.arange(len(z)) + 0.0
     state, rows, (end,), _ = run(hook)
     assert [row["kept"] for row in rows] == [[0], [0]] and state.ids == [0]
@@ -145,7 +145,7 @@ def test_a_lone_particle_has_nobody_to_agree_with():
 
 
 def test_turned_children_are_the_last_of_each_lineage():
-    hook = lineages(rounds=2, conjugated=1, energy=lambda z, loss: torch.arange(len(z)) + 0.0)
+    hook = lineages(rounds=2, conjugate=1, energy=lambda z, loss: torch.arange(len(z)) + 0.0)
     hook._conjugate = lambda children, turned: children
     _, (first, second), _, _ = run(hook)
     assert first["conjugated"] == []

@@ -3,10 +3,9 @@
 import pytest
 import torch
 from analytic import F64, MatrixOperator, normal
-from optimization_support import IDENTITY, NEVER, PIXELS, how, numbers, standing
+from optimization_support import IDENTITY, NEVER, PIXELS, how, numbers, optimizer, standing
 
 from latent_optimization import DescentSettings, Moments, adamw_step, optimise
-from resample_opt import LatentOptimization
 
 # --- AdamW -----------------------------------------------------------------------------------------------------------
 
@@ -146,7 +145,7 @@ def test_a_rising_loss_stops_after_one_window_and_is_not_accepted():
             return evaluate
 
     state, info = standing(numbers(0.3, -0.2), numbers(0.0, 0.0))
-    hook = LatentOptimization(PIXELS, Uphill(IDENTITY), how(window=7), NEVER)
+    hook = optimizer(PIXELS, Uphill(IDENTITY), how(window=7), NEVER)
     after = hook.at_end(state, info)
     (row,) = info.rows["optimization"]
     assert row["iterations"] == [7] and row["reason"] == ["plateau"] and row["accepted"] == [False]

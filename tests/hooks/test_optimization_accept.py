@@ -6,20 +6,19 @@ import numpy as np
 import pytest
 import torch
 from analytic import MatrixOperator, normal, prior_of
-from optimization_support import IDENTITY, NEVER, PIXELS, how, numbers, one_call, standing
+from optimization_support import IDENTITY, NEVER, PIXELS, how, numbers, one_call, optimizer, standing
 
 from latent_optimization import ParticleObjective, optimise
 from operators.operator import Halves, NoiseFloor
 from operators.phase_retrieval import PhaseRetrieval
 from priors.autoencoder import IdentityAutoencoder
-from resample_opt import LatentOptimization
 
 
 def test_loss_rule_keeps_what_lowers_the_loss():
     """AdamW's first step is lr in every coordinate: from 0.3 to 0.2, or from 0.3 past the answer to -0.7."""
     for lr, accepted in ((0.1, True), (1.0, False)):
         state, info = standing(numbers(0.3, 0.3), numbers(0.0, 0.0))
-        hook = LatentOptimization(PIXELS, MatrixOperator(IDENTITY), how(lr=lr, max_iters=1, weight_decay=0), NEVER)
+        hook = optimizer(PIXELS, MatrixOperator(IDENTITY), how(lr=lr, max_iters=1, weight_decay=0), NEVER)
         after, row = one_call(hook, state, info)
         expected = 0.3 - lr if accepted else 0.3
         np.testing.assert_allclose(after.z0_y.flatten(), [expected, expected], rtol=1e-6)
@@ -34,11 +33,11 @@ def test_floor_rule_keeps_what_comes_nearer_to_the_expected_loss(start, accepted
     """Expected 1: the loss 1.21 falls to 0.01, further from it; the loss 9 falls to 4, then to 1."""
     state, info = standing(numbers(start, 0.0), numbers(0.0, 0.0))
     rule = how(lr=1.0, max_iters=2, weight_decay=0, accept="floor")
-    after, row = one_call(LatentOptimization(PIXELS, MatrixOperator(IDENTITY), rule, 1.0), state, info)
+    after, row = one_call(optimizer(PIXELS, MatrixOperator(IDENTITY), rule, 1.0), state, info)
     assert row["accepted"] == [accepted]
     assert torch.equal(after.z0_y, state.z0_y) is not accepted
     state, info = standing(numbers(start, 0.0), numbers(0.0, 0.0))
-    by_loss = LatentOptimization(PIXELS, MatrixOperator(IDENTITY), dataclasses.replace(rule, accept="loss"), 1.0)
+    by_loss = optimizer(PIXELS, MatrixOperator(IDENTITY), dataclasses.replace(rule, accept="loss"), 1.0)
     assert one_call(by_loss, state, info)[1]["accepted"] == [True]
 
 
@@ -68,7 +67,7 @@ def test_split_rule_rejects_a_fit_of_the_noise_alone(start, accepted):
     """From the truth, the fit of one reading moves to its noise and away from the other reading."""
     state, info = standing(start, READINGS)
     rule = how(accept="split", max_iters=200, lr=0.02, window=300, weight_decay=0)
-    after, row = one_call(LatentOptimization(PIXELS, TwoCopies(IDENTITY), rule, NEVER), state, info)
+    after, row = one_call(optimizer(PIXELS, TwoCopies(IDENTITY), rule, NEVER), state, info)
     assert row["accepted"] == [accepted]
     if accepted:
         np.testing.assert_allclose(after.z0_y.flatten(), READINGS[:2], atol=0.02)  # it saw the first reading only
@@ -76,9 +75,7 @@ def test_split_rule_rejects_a_fit_of_the_noise_alone(start, accepted):
         assert torch.equal(after.z0_y, state.z0_y)
         state, info = standing(start, READINGS)
         rule = dataclasses.replace(rule, accept="loss", max_iters=2)
-        assert one_call(LatentOptimization(PIXELS, TwoCopies(IDENTITY), rule, NEVER), state, info)[1]["accepted"] == [
-            True
-        ]
+        assert one_call(optimizer(PIXELS, TwoCopies(IDENTITY), rule, NEVER), state, info)[1]["accepted"] == [True]
 
 
 def test_split_rule_stops_at_the_floor_of_one_copy():
@@ -88,7 +85,7 @@ def test_split_rule_stops_at_the_floor_of_one_copy():
     def fit(max_iters):
         state, info = standing(READINGS[:2] + numbers(1.0, 1.0), READINGS)
         rule = how(accept="split", max_iters=max_iters, lr=0.01, weight_decay=0)
-        after, row = one_call(LatentOptimization(PIXELS, operator, rule, 100.0 + excess), state, info)
+        after, row = one_call(optimizer(PIXELS, operator, rule, 100.0 + excess), state, info)
         return 2 * (after.z0_y.flatten() - READINGS[:2]).square().sum().item(), row
 
     loss, row = fit(400)
@@ -117,7 +114,7 @@ def test_split_rule_on_phase_retrieval(error):
     state, info = phase_state(start, y)
     rule = how(accept="split", max_iters=150, lr=0.01, window=200, weight_decay=0)
     pixels = prior_of(None, (1, 8, 8), IdentityAutoencoder())
-    after, row = one_call(LatentOptimization(pixels, operator, rule, NEVER), state, info)
+    after, row = one_call(optimizer(pixels, operator, rule, NEVER), state, info)
     assert row["accepted"] == [error > 0]
     assert row["initial_loss"] == pytest.approx(operator.loss(start, y).tolist())
     if error:
@@ -133,14 +130,14 @@ def test_split_rule_on_phase_retrieval(error):
 
 def test_an_operator_without_halves_cannot_split():
     state, info = standing(numbers(3.0, 0.0), numbers(0.0, 0.0))
-    hook = LatentOptimization(PIXELS, MatrixOperator(IDENTITY), how(max_iters=2, accept="split"), 1.0)
+    hook = optimizer(PIXELS, MatrixOperator(IDENTITY), how(max_iters=2, accept="split"), 1.0)
     with pytest.raises(ValueError, match="cannot split"):
         hook.at_end(state, info)
 
 
 def test_particles_are_accepted_one_by_one():
     state, info = standing(torch.stack([numbers(0.3, 0.3), numbers(5.0, 5.0)]), numbers(0.0, 0.0), count=2)
-    hook = LatentOptimization(PIXELS, MatrixOperator(IDENTITY), how(lr=1.0, max_iters=1, weight_decay=0), NEVER)
+    hook = optimizer(PIXELS, MatrixOperator(IDENTITY), how(lr=1.0, max_iters=1, weight_decay=0), NEVER)
     after, row = one_call(hook, state, info)
     assert row["accepted"] == [False, True]
     assert torch.equal(after.z0_y[0], state.z0_y[0])

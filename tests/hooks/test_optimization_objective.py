@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 import torch
 from analytic import F64, MatrixAutoencoder, MatrixOperator, gaussian_prior, normal, prior_of
-from optimization_support import IDENTITY, PIXELS, how, numbers, one_call, standing
+from optimization_support import IDENTITY, PIXELS, how, numbers, one_call, optimizer, standing
 from sampler_support import MATRIX, PRIOR_COVARIANCE, PRIOR_MEAN, Y, assert_same, loop, measurement, problem, settings
 
 from latent_optimization import ParticleObjective, optimise
-from resample_opt import LatentOptimization
 from runs.rng import ParticleStreams
 from sampler import Info
 
@@ -23,7 +22,7 @@ def test_the_gradient_goes_through_the_decoder():
     latents = prior_of(None, (2, 1, 1), MatrixAutoencoder(decoder))
     state, info = standing(torch.linalg.solve(decoder, target) + 0.3, target)
     rule = how(max_iters=600, lr=0.01, window=1000, weight_decay=0)
-    after, row = one_call(LatentOptimization(latents, MatrixOperator(IDENTITY), rule, 1e-8), state, info)
+    after, row = one_call(optimizer(latents, MatrixOperator(IDENTITY), rule, 1e-8), state, info)
     assert row["reason"] == ["floor"] and row["final_loss"][0] <= 1e-8
     np.testing.assert_allclose(decoder @ after.z0_y.flatten(), target, atol=1e-4)
 
@@ -35,7 +34,7 @@ def test_decoding_in_parts_changes_nothing(decode_batch):
     for batch in (None, decode_batch):
         state, info = standing(x, numbers(0.1, 0.2), count=3)
         rule, prior = how(max_iters=30, lr=0.05), dataclasses.replace(PIXELS, decode_batch=batch)
-        states.append(LatentOptimization(prior, MatrixOperator(IDENTITY), rule, 1e-3).at_end(state, info))
+        states.append(optimizer(prior, MatrixOperator(IDENTITY), rule, 1e-3).at_end(state, info))
     assert_same(*states, exact=False)
     assert not torch.equal(states[0].z0_y.flatten(1), x)
 
@@ -77,7 +76,7 @@ def test_posterior_objective_ends_at_the_mode_whatever_the_floor():
     rule = how(prior_sigma=0.2, tau=0.9, max_iters=1500, window=2000, lr=0.02, weight_decay=0)
     start = loop(settings()).start(measurement(), ParticleStreams(42, 0), range(2))
     state = dataclasses.replace(start, z0_y=normal(2, 3, 1, 1, seed=9))
-    after, row = one_call(LatentOptimization(*problem(), rule, 1e9), state, Info())
+    after, row = one_call(optimizer(*problem(), rule, 1e9), state, Info())
     assert row["reason"] == ["max_iters"] * 2 and row["iterations"] == [1500] * 2 and all(row["accepted"])
     precision = np.linalg.inv(PRIOR_COVARIANCE.numpy() + 0.2**2 * np.eye(3))
     mode = np.linalg.solve(MATRIX.T @ MATRIX / 0.9**2 + precision, MATRIX.T @ Y / 0.9**2 + precision @ PRIOR_MEAN)
@@ -92,7 +91,7 @@ def test_window_lets_a_falling_posterior_objective_go_on():
     y = numbers(1.0, -2.0)
     state, info = standing(y, y)
     rule = how(accept="floor", prior_sigma=0.2, tau=1.0, max_iters=1500, window=20, lr=0.01, weight_decay=0)
-    after, row = one_call(LatentOptimization(UNIT, MatrixOperator(IDENTITY), rule, 1.25), state, info)
+    after, row = one_call(optimizer(UNIT, MatrixOperator(IDENTITY), rule, 1.25), state, info)
     assert row["accepted"] == [True]
     np.testing.assert_allclose(after.z0_y.flatten(), y / 2, atol=0.02)
 

@@ -12,7 +12,7 @@ from sampler_support import LEVELS, MATRIX, assert_same, loop, problem, run, set
 from operators.operator import Operator
 from priors.autoencoder import IdentityAutoencoder
 from priors.prior import Prior
-from pruning import Pruning, PruningSettings, image_distances, keep_diverse
+from pruning import Pruning, Settings, image_distances, keep_diverse
 from runs.rng import ParticleStreams
 from sampler import Info
 
@@ -98,7 +98,7 @@ def test_an_answer_with_a_nan_loss_goes_first():
             return loss
 
     best = np.argsort(plain_losses(2))[:2].tolist()
-    hook = Pruning(problem()[0], Poisoned(MATRIX), PruningSettings(2, keep=4), PATH, -INF, 1.0)
+    hook = Pruning(problem()[0], Poisoned(MATRIX), Settings(keep=4), PATH, 2)
     state, _, _ = pruned_run(hook)
     assert state.ids == [i for i in IDS if i not in best]
 
@@ -119,7 +119,7 @@ def test_losses_are_those_of_the_decoded_images():
 
     shape = (3, 1, 1)
     prior = Prior("doubler", Doubler(), None, shape, shape)
-    hook, info = Pruning(prior, Total(), PruningSettings(0, keep=1), PATH, -INF, 1.0), Info()
+    hook, info = Pruning(prior, Total(), Settings(keep=1), PATH, 0), Info()
     state = loop(settings()).start(torch.tensor([[3.0]], dtype=F64), ParticleStreams(0, 0), [5, 6, 7])
     z0_y = torch.tensor([1.0, 0.4, 3.0], dtype=F64).reshape(3, 1, 1, 1).expand(3, *shape) / 1
     kept = hook.before_renoise(dataclasses.replace(state, z0_y=z0_y, loss=-z0_y[:, 0, 0, 0]), info)

@@ -27,7 +27,8 @@ from torch import nn
 from diffusion.denoiser import score
 from diffusion.paths import edm_path
 from diffusion.pfode import DiffusionPFODE
-from repulsion import LatentSpace, Repulsion, RepulsionSettings, schedule_factor
+from repulsion import Repulsion, Settings, schedule_factor
+from runs.feature_space import LatentSpace
 from runs.rng import ParticleStreams
 from sampler import Info
 
@@ -37,8 +38,8 @@ TIMES = [1000.0, 800.0, 600.0, 400.0, 200.0]
 
 def hook(path=PATH, prior=None, space=None, **changes):
     values = {"scale": 0.3, "unit": "raw", "schedule": "constant", "sigma_break": 0.0}
-    prior = prior or problem()[0]
-    return Repulsion(prior, space or LatentSpace(prior), RepulsionSettings(**values | changes), path)
+    prior, stop_at = prior or problem()[0], changes.pop("stop_at", -1)
+    return Repulsion(prior, space or LatentSpace(prior), Settings(**values | changes), path, stop_at)
 
 
 def state_at(level, count=4, path=PATH, seed=4):
@@ -117,7 +118,7 @@ def stein_by_hand(z):
 @pytest.mark.parametrize("level", [0, 3])
 def test_term_is_taken_at_the_clean_estimate_or_the_scaled_noisy_latent(estimate, level):
     state = state_at(level)
-    term, scale = hook(estimate=estimate).before_ode(state, Info()).drift
+    term, scale = hook(on=estimate).before_ode(state, Info()).drift
     clean = problem()[0].denoiser(state.z, state.sigma)
     at = clean if estimate == "z0_hat" else state.z / math.sqrt(1 + state.sigma**2)
     torch.testing.assert_close(term, stein_by_hand(at), rtol=1e-9, atol=1e-12)
@@ -246,7 +247,7 @@ def test_log_goes_on_where_repulsion_is_off():
 
 def test_scale_zero_calls_nothing():
     state = full_state()
-    assert Repulsion(None, None, RepulsionSettings(), PATH).before_ode(state, Info()) is state
+    assert Repulsion(None, None, Settings(), PATH).before_ode(state, Info()) is state
 
 
 def test_repelled_particles_end_further_apart():

@@ -9,7 +9,7 @@ from analytic import F64, latent, normal, prior_of
 from torch import nn
 
 from operators.operator import IDENTITY, Symmetry
-from repulsion import ImageSpace, LatentSpace, low_pass, stein_force
+from runs.feature_space import ImageSpace, LatentSpace, low_pass, stein_force
 
 # --- The same term by its definition: a potential and central differences --------------------------------------------
 

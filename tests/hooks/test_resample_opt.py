@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 from analytic import MatrixOperator, normal
-from optimization_support import IDENTITY, NEVER, PIXELS, how, numbers, one_call, standing
+from optimization_support import IDENTITY, NEVER, PIXELS, how, numbers, one_call, optimizer, standing
 from sampler_support import (
     LEVELS,
     SIGMA_MAX,
@@ -21,8 +21,7 @@ from sampler_support import (
 
 from diffusion.paths import edm_path
 from operators.operator import Symmetry
-from pruning import Pruning, PruningSettings
-from resample_opt import LatentOptimization
+from pruning import Pruning, Settings
 from runs.rng import ParticleStreams
 from sampler import Info, LatentDAPS
 
@@ -32,8 +31,8 @@ PATH = edm_path(LEVELS, SIGMA_MAX, SIGMA_MIN)
 IDS = [0, 1, 2, 3]
 
 
-def optimization(expected=1e-3, **changes):
-    return LatentOptimization(*problem(), how(**changes), expected)
+def optimization(expected=1e-3, from_level=0, **changes):
+    return optimizer(*problem(), how(**changes), expected, from_level)
 
 
 def optimised_run(*hooks, ids=IDS):
@@ -79,9 +78,7 @@ def test_masked_and_diverged_particles_are_untouched(moment):
     state, info = standing(normal(4, 2, seed=6), numbers(0.0, 0.0), count=4, level=3)
     masked, diverged = (torch.tensor([i == row for i in range(4)]) for row in (1, 2))
     state = dataclasses.replace(state, masked=masked, diverged=diverged)
-    hook = LatentOptimization(
-        PIXELS, MatrixOperator(IDENTITY), how(when="end" if moment == "at_end" else "every"), NEVER
-    )
+    hook = optimizer(PIXELS, MatrixOperator(IDENTITY), how(when="end" if moment == "at_end" else "every"), NEVER)
     after, row = one_call(hook, state, info, moment)
     assert row["particle_ids"] == [0, 3]
     assert torch.equal(after.z0_y[[1, 2]], state.z0_y[[1, 2]])
@@ -94,11 +91,11 @@ def test_masked_and_diverged_particles_are_untouched(moment):
 def test_nobody_left_to_optimise():
     state, info = standing(normal(2, 2), numbers(0.0, 0.0), count=2)
     state = dataclasses.replace(state, masked=torch.tensor([True, True]))
-    assert LatentOptimization(PIXELS, MatrixOperator(IDENTITY), how(), NEVER).at_end(state, info) is state
+    assert optimizer(PIXELS, MatrixOperator(IDENTITY), how(), NEVER).at_end(state, info) is state
 
 
 def test_children_above_the_level_wait_for_their_own_turn():
-    prune = Pruning(*problem(), PruningSettings(3, keep=1, branch_sigma=PATH[1].item()), PATH, NEVER, 1.0)
+    prune = Pruning(*problem(), Settings(keep=1, branch=PATH[1].item()), PATH, 3)
     state, rows, seen = optimised_run(prune, optimization(when="every", from_level=2))
     survivor = next(i for i in state.ids if i < 4)
     asked = [(row["step"], sorted(row["particle_ids"])) for row in rows]
@@ -131,13 +128,13 @@ def test_best_optimises_the_lowest_losses_and_drops_the_others(best):
     state, info = standing(torch.stack([distance, torch.zeros_like(distance)], 1), numbers(0.0, 0.0), count=5, level=3)
     masked, diverged = (torch.tensor([i == row for i in range(5)]) for row in (1, 2))
     state = dataclasses.replace(state, masked=masked, diverged=diverged)
-    hook = LatentOptimization(PIXELS, MatrixOperator(IDENTITY), how(best=best), NEVER)
+    hook = optimizer(PIXELS, MatrixOperator(IDENTITY), how(best=best), NEVER)
     after, row = one_call(hook, state, info, "at_end")
     lowest = sorted([3, 4, 0][:best])
     assert row["particle_ids"] == lowest
     assert after.ids == (sorted([2, *lowest]) if best < 3 else [0, 1, 2, 3, 4])
     rows = [after.ids.index(i) for i in lowest]
-    everyone, _ = one_call(LatentOptimization(PIXELS, MatrixOperator(IDENTITY), how(), NEVER), state, Info(), "at_end")
+    everyone, _ = one_call(optimizer(PIXELS, MatrixOperator(IDENTITY), how(), NEVER), state, Info(), "at_end")
     torch.testing.assert_close(after.z0_y[rows], everyone.z0_y[lowest], rtol=1e-13, atol=1e-13)
 
 
@@ -157,16 +154,16 @@ class Mirrored(MatrixOperator):
 def test_twins_are_optimised_beside_their_particles_as_particles_of_their_own():
     state, info = standing(torch.stack([numbers(0.3, 0.9), numbers(0.2, 0.8)], 1), numbers(0.5, 0.0), count=2, level=3)
     state = dataclasses.replace(state, diverged=torch.tensor([False, True]))
-    hook = LatentOptimization(PIXELS, Mirrored(), how(twins=True, weight_decay=0.0), NEVER)
+    hook = optimizer(PIXELS, Mirrored(), how(twins=True, weight_decay=0.0), NEVER)
     after, row = one_call(hook, state, info, "at_end")
     assert (after.ids, after.parent_id.tolist()) == ([0, 1, 2], [-1, -1, 0])
     assert row["particle_ids"] == [0, 2]  # the diverged particle has no twin
     torch.testing.assert_close(after.z0_y[2], after.z0_y[0] * numbers(-1.0, 1.0).reshape(2, 1, 1), rtol=0, atol=1e-12)
-    alone, _ = one_call(LatentOptimization(PIXELS, Mirrored(), how(weight_decay=0.0), NEVER), state, Info(), "at_end")
+    alone, _ = one_call(optimizer(PIXELS, Mirrored(), how(weight_decay=0.0), NEVER), state, Info(), "at_end")
     torch.testing.assert_close(after.z0_y[:2], alone.z0_y, rtol=1e-13, atol=1e-13)
 
 
 def test_an_operator_without_symmetries_has_no_twins():
     state, info = standing(numbers(0.3, 0.9), numbers(0.0, 0.0))
-    hook = LatentOptimization(PIXELS, MatrixOperator(IDENTITY), how(twins=True), NEVER)
+    hook = optimizer(PIXELS, MatrixOperator(IDENTITY), how(twins=True), NEVER)
     assert one_call(hook, state, info, "at_end")[0].ids == [0]

@@ -5,6 +5,7 @@ import metrics_schema
 import pytest
 import torch
 from analytic import normal
+from planned_runs import planned
 from sampler_support import (
     LEVELS,
     SIGMA_MAX,
@@ -20,11 +21,12 @@ from sampler_support import (
 )
 from tiny import QUICK, command
 
+import pruning
 from diffusion.paths import edm_path
-from pruning import Pruning, PruningSettings
+from plan import HookKeys, check_hooks
 from resampling import (
     Resampling,
-    ResamplingSettings,
+    Settings,
     choose_beta,
     effective_sample_size,
     keep_two_lineages,
@@ -32,12 +34,8 @@ from resampling import (
     tempered_weights,
 )
 from runs.checks import Checks, SettingsError
-from runs.hook_checks import check_hooks
-from runs.hook_settings import HookKeys
-from runs.hooks import build_hook_plan
 from runs.phases import PhaseClock
 from runs.rng import SHARED, ParticleStreams
-from runs.settings import RunSettings
 from sampler import Info
 
 PATH = edm_path(LEVELS, SIGMA_MAX, SIGMA_MIN)
@@ -45,8 +43,11 @@ CPU, IDS = torch.device("cpu"), [0, 1, 2, 3, 4, 5]
 
 
 def resampling(**changes):
-    values = {"sigma_max": 1.5, "sigma_min": 0.0, "noise_sigma": 0.1, "last_level": LEVELS - 1, "from_level": 0}
-    return Resampling(ResamplingSettings(**values | {"stream_id": SHARED} | changes))
+    where = {"noise_sigma": 0.1, "last_level": LEVELS - 1, "from_level": 0}
+    when = {"sigma": 1.5, "sigma_min": 0.0}
+    for name, value in changes.items():
+        (when if name in when else where)[name] = value
+    return Resampling(Settings(**when), **where)
 
 
 def resampled_run(*hooks, ids=IDS):
@@ -124,7 +125,7 @@ def test_two_lineages_are_kept(counts, losses, roots, expected):
 
 
 def test_two_lineages_survive_many_rounds():
-    hook, state = resampling(sigma_max=1e9, last_level=1000), dataclasses.replace(full_state(5), sigma=1.0, step=0)
+    hook, state = resampling(sigma=1e9, last_level=1000), dataclasses.replace(full_state(5), sigma=1.0, step=0)
     alive = torch.zeros(5, dtype=torch.bool)
     state = dataclasses.replace(
         state, diverged=alive, masked=alive, particle_id=torch.arange(5), parent_id=torch.full((5,), -1)
@@ -142,7 +143,7 @@ def test_children_of_a_pruning_are_of_their_parents_lineage():
     ids, parents = torch.tensor([0, 1, 4, 5]), torch.tensor([-1, -1, 0, 1])
     losses = torch.tensor([70.0, 90.0, 70.5, 91.0], dtype=torch.float64)
     state = dataclasses.replace(full_state(4), sigma=1.0, step=0, diverged=alive, masked=alive)
-    hook = resampling(sigma_max=1e9, last_level=1000)
+    hook = resampling(sigma=1e9, last_level=1000)
     after = hook.before_renoise(dataclasses.replace(state, particle_id=ids, parent_id=parents, loss=losses), Info())
     assert {hook.roots.get(i, i) for i in after.ids} == {0, 1}
 
@@ -179,7 +180,7 @@ def own_ids(state, place):
 
 
 def test_survivors_go_on_as_without_and_copies_part():
-    only = resampled_run(resampling(sigma_max=1.5, sigma_min=0.8))
+    only = resampled_run(resampling(sigma=1.5, sigma_min=0.8))
     (row,) = only[1]
     plain = run(settings(), ids=IDS)
     survivors = [i for i, number in enumerate(only[0].ids) if number < 6]
@@ -192,21 +193,21 @@ def test_survivors_go_on_as_without_and_copies_part():
 
 
 def test_ids_go_on_over_levels():
-    state, rows, _ = resampled_run(resampling(sigma_max=9.0))
+    state, rows, _ = resampled_run(resampling(sigma=9.0))
     children = [copy["child"] for row in rows for copy in row["copied"]]
     assert len(rows) == LEVELS - 1 and children == list(range(6, 6 + len(children)))
     assert len(set(state.ids)) == 6
 
 
 def test_neither_the_last_level_nor_early_ones_resample():
-    assert {row["step"] for row in resampled_run(resampling(sigma_max=100.0))[1]} == {0, 1, 2, 3}
-    assert {row["step"] for row in resampled_run(resampling(sigma_max=100.0, from_level=2))[1]} == {2, 3}
+    assert {row["step"] for row in resampled_run(resampling(sigma=100.0))[1]} == {0, 1, 2, 3}
+    assert {row["step"] for row in resampled_run(resampling(sigma=100.0, from_level=2))[1]} == {2, 3}
     window = [k for k in range(LEVELS - 1) if 0.7 <= PATH[k] <= 2.5]
-    assert [row["step"] for row in resampled_run(resampling(sigma_max=2.5, sigma_min=0.7))[1]] == window
+    assert [row["step"] for row in resampled_run(resampling(sigma=2.5, sigma_min=0.7))[1]] == window
     assert 0 < len(window) < LEVELS - 1
 
 
-@pytest.mark.parametrize("hook", [{"sigma_max": 0.0}, {"sigma_max": 1e9, "from_level": LEVELS}], ids=["off", "never"])
+@pytest.mark.parametrize("hook", [{"sigma": 0.0}, {"sigma": 1e9, "from_level": LEVELS}], ids=["off", "never"])
 def test_off_is_the_plain_run(hook):
     state, rows, _ = resampled_run(resampling(**hook))
     assert rows == []
@@ -214,7 +215,7 @@ def test_off_is_the_plain_run(hook):
 
 
 def test_two_particles_are_left_alone():
-    state, rows, _ = resampled_run(resampling(sigma_max=100.0), ids=[0, 1])
+    state, rows, _ = resampled_run(resampling(sigma=100.0), ids=[0, 1])
     assert rows == []
     assert_same(state, run(settings(), ids=[0, 1]))
 
@@ -222,7 +223,7 @@ def test_two_particles_are_left_alone():
 def test_diverged_and_masked_particles_are_left_alone():
     state = dataclasses.replace(full_state(8), sigma=1.0, step=1, particle_id=torch.arange(8))
     info = Info()
-    after = resampling(sigma_max=2.0).before_renoise(state, info)
+    after = resampling(sigma=2.0).before_renoise(state, info)
     out = [i for i in range(8) if bool(state.diverged[i] | state.masked[i])]
     assert info.rows["resampling"][0]["particle_ids"] == [i for i in range(8) if i not in out]
     assert_same(after[out], state, out)
@@ -238,9 +239,8 @@ def test_the_draw_belongs_to_image_and_level():
 
 
 def test_pruning_comes_first_and_its_children_take_part():
-    rule = PruningSettings(at_level=1, keep=3, branch_sigma=3.0)
-    prune = Pruning(*problem(), rule, PATH, float("-inf"), 1.0)
-    state, rows, _ = resampled_run(resampling(sigma_max=100.0, from_level=2), prune)
+    prune = pruning.Pruning(*problem(), pruning.Settings(keep=3, branch=3.0), PATH, 1)
+    state, rows, _ = resampled_run(resampling(sigma=100.0, from_level=2), prune)
     assert [row["step"] for row in rows] == [2, 3]
     assert len(rows[0]["particle_ids"]) == 6 and set(rows[0]["particle_ids"]) >= {6, 7, 8}
     assert min(copy["child"] for row in rows for copy in row["copied"]) == 9
@@ -287,17 +287,13 @@ def test_others_are_not(keys):
     assert problems(**keys) == []
 
 
-def planned(**keys):
-    return build_hook_plan(RunSettings(**keys), *problem(), PATH, CPU)
-
-
 def test_the_hook_gets_what_the_keys_say():
     plan = planned(resample_sigma=1.5, resample_sigma_min=0.4, pruning_step=800, pruning_keep=3, num_samples=5)
-    hooks = plan.hooks(measurement(), PhaseClock(CPU))
+    hooks = plan.hooks(PhaseClock(CPU))
     (hook,) = [h for h in hooks if isinstance(h, Resampling)]
-    expected = {"sigma_max": 1.5, "sigma_min": 0.4, "noise_sigma": problem()[1].noise_sigma, "from_level": 2}
-    assert dataclasses.asdict(hook.settings) == expected | {"last_level": 4, "stream_id": SHARED}
-    assert not any(isinstance(h, Resampling) for h in planned().hooks(measurement(), PhaseClock(CPU)))
+    assert dataclasses.asdict(hook.settings) == {"sigma": 1.5, "sigma_min": 0.4}
+    assert (hook.noise_sigma, hook.from_level, hook.last_level) == (problem()[1].noise_sigma, 2, 4)
+    assert not any(isinstance(h, Resampling) for h in planned().hooks(PhaseClock(CPU)))
 
 
 def test_a_range_without_levels_is_refused():

@@ -19,7 +19,7 @@ from symmetry_support import CPU, IMAGE, OPERATOR, SIDE, Y, image_prior, near, s
 
 from diffusion.paths import edm_path
 from operators.symmetry_moves import conjugate_band, draw_low_band
-from restarts import Restarts, RestartSettings
+from restarts import Restarts, Settings
 from runs.rng import ParticleStreams
 from sampler import Hook, Info
 
@@ -29,8 +29,8 @@ MIDDLE = PATH[2].item()
 
 
 def restarts(rounds=1, polish=None, energy=None, agree=None, **changes):
-    values = {"keep": 1, "children": 3, "sigmas": (MIDDLE,), "first_child_id": 8} | changes
-    return Restarts(*problem(), RestartSettings(rounds, **values), PATH, polish, energy, agree)
+    values = {"keep": 1, "children": 3, "sigmas": (MIDDLE,)} | changes
+    return Restarts(*problem(), Settings(rounds, **values), PATH, 8, polish, energy, agree)
 
 
 def restarted_run(*hooks, ids=IDS):
@@ -98,12 +98,12 @@ def test_sigmas_take_turns():
 
 
 def test_children_have_chains_of_their_own_length():
-    _, _, seen = restarted_run(restarts(rounds=2, mcmc_steps=7))
+    _, _, seen = restarted_run(restarts(rounds=2, steps=7))
     assert [s.mcmc_steps for s in seen["after_mcmc"][:LEVELS]] == [None] * LEVELS
     assert {s.mcmc_steps for s in seen["after_mcmc"][LEVELS:]} == {7}
-    same, plain = (restarted_run(restarts(mcmc_steps=n))[0] for n in (12, None))
+    same, plain = (restarted_run(restarts(steps=n))[0] for n in (12, None))
     assert_same(same, plain)
-    assert not torch.equal(restarted_run(restarts(mcmc_steps=7))[0].z0_y[1], plain.z0_y[1])
+    assert not torch.equal(restarted_run(restarts(steps=7))[0].z0_y[1], plain.z0_y[1])
 
 
 def test_polish_comes_before_the_comparison_and_once_to_each_particle():
@@ -135,7 +135,7 @@ def test_particles_compete_by_the_energy_where_one_is_given():
 def test_a_parent_that_no_child_displaced_has_its_low_bands_turned_to_the_other_twin():
     """The first particle is always the best, so the second round has the parent of the first."""
     start, info = state_of(near(IMAGE, 2), Y), Info()
-    settings = RestartSettings(2, children=3, conjugated=2)
+    settings = Settings(2, children=3, conjugate=2)
     hook = Restarts(image_prior(), OPERATOR, settings, PATH, energy=lambda z, loss: torch.arange(len(z)) + 0.0)
     first = hook.after_levels(start, info)
     assert torch.equal(first.z0_y[1:], first.z0_y[:1].expand(3, -1, -1, -1))
@@ -152,7 +152,7 @@ def test_a_parent_that_no_child_displaced_has_its_low_bands_turned_to_the_other_
 
 def test_a_new_parent_has_plain_children():
     start, info = state_of(near(IMAGE, 2), Y), Info()
-    settings = RestartSettings(2, children=3, conjugated=3)
+    settings = Settings(2, children=3, conjugate=3)
     hook = Restarts(image_prior(), OPERATOR, settings, PATH, energy=lambda z, loss: -torch.arange(len(z)))
     second = hook.after_levels(hook.after_levels(start, info), info)
     assert [row["conjugated"] for row in info.rows["restarts"]] == [[], []]

@@ -3,20 +3,19 @@ import json
 import metrics_schema
 import pytest
 import torch
+from planned_runs import plan_for
 from sampler_support import assert_same, loop, measurement, problem, run, settings
 from tiny import QUICK, command
 
 from operators.fienup import FienupSettings, solve
 from operators.phase_retrieval import PhaseRetrieval
+from plan import HookKeys, check_hooks
 from priors.autoencoder import IdentityAutoencoder
 from priors.prior import Prior
 from runs.checks import Checks, SettingsError
-from runs.hook_checks import check_hooks
-from runs.hook_settings import HookKeys
-from runs.hooks import build_hook_plan
+from runs.hook_keys import cut
 from runs.rng import ParticleStreams
-from runs.settings import RunSettings
-from runs.starts import build_start
+from runs.starts import Settings, build_start
 from sampler import Info, Start
 
 SHAPE = (3, 8, 8)
@@ -42,7 +41,8 @@ def measured(seed=0):
 
 
 def warm(**keys):
-    return build_start(HookKeys(**({"start": "hio", "start_iterations": 20} | keys)), *pixels(), PATH)
+    keys = {"start": "hio", "start_iterations": 20} | keys
+    return build_start(cut("start", Settings, HookKeys(**keys)), *pixels(), PATH)
 
 
 # --- In the loop -----------------------------------------------------------------------------------------------------
@@ -82,7 +82,7 @@ def test_a_start_elsewhere_is_not():
 
 def test_noise_needs_no_solver():
     assert warm(start="noise") is None
-    assert build_hook_plan(RunSettings(), *problem(), PATH, CPU).warm_start is None
+    assert plan_for(*problem()).warm_start is None
 
 
 @pytest.mark.parametrize(("sigma", "level"), [(100.0, 0), (10.0, 0), (9.99, 1), (3.0, 2), (2.99, 3), (0.5, 4)])
@@ -141,7 +141,7 @@ def test_fewer_restarts_than_particles_do_not_matter_to_noise():
 
 def test_an_operator_without_a_solver_is_refused():
     with pytest.raises(SettingsError, match="start=hio: there is no classical solver for the operator matrix"):
-        build_hook_plan(RunSettings(start="hio"), *problem(), PATH, CPU)
+        plan_for(*problem(), start="hio")
 
 
 def test_a_path_that_does_not_get_there_is_refused():
@@ -151,7 +151,7 @@ def test_a_path_that_does_not_get_there_is_refused():
 
 def planned(**keys):
     """Levels have t = 1000, 800, 600, 400, 200; sigma 3 is at t = 600."""
-    return build_hook_plan(RunSettings(start="hio", **keys), *pixels(), PATH, CPU)
+    return plan_for(*pixels(), PATH, start="hio", **keys)
 
 
 EVERY = {"optimization_when": "every"}

@@ -14,13 +14,13 @@ from priors.prior import in_autocast
 from runs.cost import Calls, count_calls
 from runs.rng import ParticleStreams
 from sampler import Info, LatentDAPS
-from symmetry import MOVES, SymmetryMoves, SymmetrySettings
+from symmetry import MOVES, Settings, SymmetryMoves
 
 NAN = float("nan")
 
 
 def test_moves_are_made_at_their_levels():
-    plan = SymmetrySettings(moves=MOVES, sigma_max=3, sigma_min=0.3, window_sigma=5, every=2)
+    plan = Settings(moves=MOVES, sigma_max=3, sigma_min=0.3, window_sigma=5, every=2)
     inside = ["channels", "conjugate", "flip", "crossover"]
     for step, sigma, expected in (
         (0, 5.0, ["window"]),
@@ -124,4 +124,4 @@ def test_a_density_is_seen_through_the_wrappers_of_a_run():
     (row,) = applied(moves(prior, OPERATOR, "flip"), state_of(near(IMAGE), Y))[1]
     assert row["rule"] == "metropolis"
     without = count_calls(in_autocast(image_prior(False), torch.bfloat16), Calls())
-    assert SymmetryMoves(without, OPERATOR, SymmetrySettings()).log_prob is None
+    assert SymmetryMoves(without, OPERATOR, Settings()).log_prob is None

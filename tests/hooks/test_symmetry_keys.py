@@ -6,13 +6,12 @@ import math
 import metrics_schema
 import numpy as np
 import pytest
-from sampler_support import measurement, problem
-from symmetry_support import CPU, OPERATOR, PATH, Y, image_prior
+from planned_runs import plan_for
+from sampler_support import problem
+from symmetry_support import CPU, OPERATOR, image_prior
 from tiny import QUICK, reconstruct
 
 from runs.checks import SettingsError
-from runs.hook_records import symmetry_record
-from runs.hooks import build_hook_plan
 from runs.phases import PhaseClock
 from runs.settings import RunSettings
 from runs.validation import validate
@@ -50,12 +49,12 @@ def test_values_that_no_move_could_run_with(keys, message):
 
 def test_an_operator_without_the_flip_is_refused():
     with pytest.raises(SettingsError, match=r"symmetry_moves=\[flip\]: the 180-degree flip is no symmetry .* matrix"):
-        build_hook_plan(RunSettings(symmetry_moves=["flip"]), *problem(), PATH, CPU)
+        plan_for(*problem(), symmetry_moves=["flip"])
     with pytest.raises(SettingsError, match=r"restart_conjugate=1: the 180-degree flip is no symmetry .* matrix"):
-        build_hook_plan(RunSettings(restart_rounds=2, restart_conjugate=1), *problem(), PATH, CPU)
-    plan = build_hook_plan(RunSettings(restart_conjugate=1), *problem(), PATH, CPU)
-    assert not any(isinstance(h, SymmetryMoves) for h in plan.hooks(measurement(), PhaseClock(CPU)))
-    assert symmetry_record(plan, Info()) is None
+        plan_for(*problem(), restart_rounds=2, restart_conjugate=1)
+    plan = plan_for(*problem(), restart_conjugate=1)
+    assert not any(isinstance(h, SymmetryMoves) for h in plan.hooks(PhaseClock(CPU)))
+    assert plan.record(Info(), [])["symmetry"] is None
 
 
 @pytest.mark.parametrize(
@@ -71,11 +70,11 @@ def test_an_operator_without_the_flip_is_refused():
 )
 def test_a_move_without_a_level_is_refused(keys, message):
     with pytest.raises(SettingsError, match=message):
-        build_hook_plan(RunSettings(**keys), image_prior(), OPERATOR, PATH, CPU)
+        plan_for(image_prior(), OPERATOR, **keys)
 
 
 def test_hook_gets_what_the_keys_say_and_comes_before_pruning():
-    keys = RunSettings(
+    keys = dict(
         symmetry_moves=["window", "flip"],
         symmetry_sigma_max=3.5,
         symmetry_sigma_min=0.2,
@@ -97,15 +96,15 @@ def test_hook_gets_what_the_keys_say_and_comes_before_pruning():
         "margin": 0.1,
         "loss_tolerance": 0.3,
         "draws": 3,
-        "tau": OPERATOR.noise_sigma,
+        "tau": None,
         "crossover_ratio": 1.7,
     }
-    hooks = build_hook_plan(keys, image_prior(), OPERATOR, PATH, CPU).hooks(Y, PhaseClock(CPU))
+    hooks = plan_for(image_prior(), OPERATOR, **keys).hooks(PhaseClock(CPU))
     assert isinstance(hooks[0], SymmetryMoves) and len(hooks) > 2
-    assert dataclasses.asdict(hooks[0].settings) == given
-    keys = dataclasses.replace(keys, symmetry_tau=0.4)
-    hooks = build_hook_plan(keys, image_prior(), OPERATOR, PATH, CPU).hooks(Y, PhaseClock(CPU))
-    assert hooks[0].settings.tau == 0.4
+    assert dataclasses.asdict(hooks[0].settings) == given and hooks[0].tau == OPERATOR.noise_sigma
+    keys |= {"symmetry_tau": 0.4}
+    hooks = plan_for(image_prior(), OPERATOR, **keys).hooks(PhaseClock(CPU))
+    assert hooks[0].tau == 0.4
 
 
 # --- The command line on the tiny prior ------------------------------------------------------------------------------

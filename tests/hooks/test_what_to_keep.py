@@ -7,7 +7,7 @@ from analytic import normal
 from pruning_support import INF, NAN, within
 
 from pruning import image_distances, keep_diverse, keep_lowest
-from runs.hooks import level_of
+from runs.hook_setup import level_of
 
 
 @pytest.mark.parametrize(

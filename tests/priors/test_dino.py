@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from priors.autoencoder import IdentityAutoencoder
 from priors.dino import DinoFeatures, dino_weights
 from priors.prior import PriorError
-from repulsion import ImageSpace
+from runs.feature_space import ImageSpace
 
 MODEL = "vit_tiny_patch16_224"
 HUB_NAME = "models--timm--vit_tiny_patch16_224.augreg_in21k_ft_in1k"

@@ -4,16 +4,17 @@ import torch
 from sampler_support import LEVELS, SIGMA_MAX, SIGMA_MIN, loop, measurement, problem, settings
 
 from diffusion.paths import edm_path
-from restarts import Restarts, RestartSettings
+from restarts import Restarts, Settings
 from runs.console import TrajectoryHook
 from runs.rng import ParticleStreams
 from sampler import Info
 
 PATH = edm_path(LEVELS, SIGMA_MAX, SIGMA_MIN)
+ROUNDS = Settings(3, children=2, sigmas=(PATH[2].item(),))
 
 
 def test_the_first_generation_and_the_survivors_ancestors_are_shown():
-    rounds = Restarts(*problem(), RestartSettings(3, 1, 2, (PATH[2].item(),), None, 4), PATH)
+    rounds = Restarts(*problem(), ROUNDS, PATH, 4)
     hook, info = TrajectoryHook(LEVELS), Info()
     state = loop(settings(), [rounds, hook]).sample(measurement(), ParticleStreams(42, 0), [0, 1], info)
     survivor = max(state.ids)
@@ -29,7 +30,7 @@ def test_the_first_generation_and_the_survivors_ancestors_are_shown():
 
 
 def test_the_lineage_ends_with_the_particle_and_holds_what_its_children_found():
-    rounds = Restarts(*problem(), RestartSettings(3, 1, 2, (PATH[2].item(),), None, 4), PATH, lambda z, y: 0.5 * z)
+    rounds = Restarts(*problem(), ROUNDS, PATH, 4, lambda z, y: 0.5 * z)
     hook, prior = TrajectoryHook(LEVELS), problem()[0]
     state = loop(settings(), [rounds, hook]).sample(measurement(), ParticleStreams(42, 0), [0, 1])
     particle, born = state.ids[-1], dict(zip(state.ids, state.parent_id.tolist(), strict=True))
