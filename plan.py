@@ -20,7 +20,7 @@ import restarts
 import symmetry
 from operators.operator import Operator
 from priors.prior import Prior
-from runs import starts
+from runs import own_hooks, starts
 from runs.checks import Checks, SettingsError
 from runs.hook_keys import Asked, cut, flat_class
 from runs.hook_setup import Setup
@@ -46,6 +46,11 @@ def check_hooks(keys: Any, num_samples: int, checks: Checks) -> None:
     checks.problems += cut_hooks(keys, num_samples).problems(KEYED)
 
 
+def check_own_hooks(asked: list[Any], checks: Checks) -> None:
+    """Report every entry of the key ``hooks`` that names no hook."""
+    checks.problems += own_hooks.problems(asked)
+
+
 @dataclass(frozen=True)
 class Plan:
     """What is done to the particles beside sampling; makes the hooks of each image.
@@ -53,10 +58,12 @@ class Plan:
     Attributes:
         setup: prior, operator, levels and what was asked for.
         warm_start: where the particles begin; None for pure noise.
+        own: hooks of the user's own, as the key ``hooks`` names them; called after the others.
     """
 
     setup: Setup
     warm_start: WarmStart | None = None
+    own: tuple[Any, ...] = ()
 
     def with_prior(self, prior: Prior) -> Plan:
         """The same plan for the same prior with another ``decode_batch``."""
@@ -103,6 +110,15 @@ class Plan:
         """
         return {module.PREFIX: module.build(self.setup.asked[module.PREFIX], self.setup) for module in HOOKS}
 
+    @cached_property
+    def own_hooks(self) -> list[Hook]:
+        """Hooks of the user's own.
+
+        Raises:
+            SettingsError: one cannot be made.
+        """
+        return list(own_hooks.build(list(self.own), self.setup))
+
     def hooks(self, clock: PhaseClock) -> list[Hook]:
         """The hooks that are on, with the phase changes between them."""
         hooks: list[Hook] = []
@@ -114,7 +130,7 @@ class Plan:
             hooks.append(hook)
             if prefix == "pruning":
                 hooks.append(PhaseHook(clock, self.phases[1], self.prune_level))
-        return hooks
+        return hooks + self.own_hooks
 
     def _phase_of_optimisation(self, hook: Hook, before: list[Hook], clock: PhaseClock) -> list[Hook]:
         level = hook.from_level
@@ -126,7 +142,8 @@ class Plan:
     def record(self, info: Info, particle_ids: list[int]) -> dict[str, Any]:
         """What the hooks did to one image, by the names of ``metrics.json``."""
         parts = (m.record(self.setup.asked[m.PREFIX], self.built[m.PREFIX], info, particle_ids) for m in HOOKS)
-        return {name: value for part in parts for name, value in part.items()}
+        shipped = {name: value for part in parts for name, value in part.items()}
+        return shipped | {"hooks": own_hooks.record(list(self.own), info)}
 
 
 def build_plan(settings: Any, prior: Prior, operator: Operator, path: torch.Tensor, device: torch.device) -> Plan:
@@ -138,8 +155,8 @@ def build_plan(settings: Any, prior: Prior, operator: Operator, path: torch.Tens
     asked = cut_hooks(settings, settings.num_samples, settings.particle_ids)
     start = build_start(asked["start"], prior, operator, path)
     setup = Setup(prior, operator, path, asked, device, _first_level(asked, start, path))
-    plan = Plan(setup, start)
-    _ = plan.built
+    plan = Plan(setup, start, tuple(settings.hooks))
+    _ = plan.built, plan.own_hooks
     _check_order(plan)
     return plan
 

@@ -132,10 +132,15 @@ class Info:
     """What a run wants to log: rows by kind, e.g. ``info.add("repulsion", step=3, ...)``."""
 
     rows: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    parts: dict[str, "Info"] = field(default_factory=dict)
 
     def add(self, kind: str, **row: Any) -> None:
         """Append one row."""
         self.rows.setdefault(kind, []).append(row)
+
+    def part(self, name: str) -> "Info":
+        """A log of its own within this one."""
+        return self.parts.setdefault(name, Info())
 
 
 class Hook:

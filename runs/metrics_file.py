@@ -44,6 +44,7 @@ def build_metrics(records: list[Record], config: dict[str, Any]) -> dict[str, An
         "resampling": _per_image(done, "resampling"),
         "restarts": _restarts(done),
         "optimization": _per_image(done, "optimization"),
+        "hooks": _own_hooks(done),
         "timing": _timing(done),
         "vram": _vram(done),
         "status": {
@@ -188,6 +189,16 @@ def _repulsion(done: list[Record]) -> dict[str, Any]:
         "seconds": sum((part["seconds"] for _, part in parts), 0.0),
         "per_step": [{"image_id": i, **row} for i, part in parts for row in part["per_step"]],
     }
+
+
+def _own_hooks(done: list[Record]) -> dict[str, Any]:
+    """What hooks of the user's own logged, by name."""
+    names = sorted({name for r in done for name in r.get("hooks") or {}})  # older records lack it
+
+    def rows(name: str) -> list[dict[str, Any]]:
+        return [{"image_id": r["image_id"], **r["hooks"][name]} for r in done if name in (r.get("hooks") or {})]
+
+    return {name: {"per_image": rows(name)} for name in names}
 
 
 def _symmetry(done: list[Record]) -> dict[str, Any]:

@@ -200,6 +200,7 @@ class RunSettings(HookKeys):
             tau from ``optimization_tau``.
         decode_batch: decode and differentiate at most this many particles at once, to save memory; null: all.
         save_trajectory: write the trajectory figures.
+        hooks: hooks of your own: ``package.module:Name``, or ``{target: ..., options: {...}}``.
         on_error: an input that cannot be read is named and left out (``continue``), or ends the run (``stop``).
     """
 
@@ -215,6 +216,7 @@ class RunSettings(HookKeys):
     selection_rule: str = "loss"
     decode_batch: int | None = None
     save_trajectory: bool = field(default=True, metadata=facts(identity=False))
+    hooks: list[Any] = field(default_factory=list, metadata=facts(neutral=[]))
     on_error: str = field(default="continue", metadata=facts(identity=False))
     data: DataSettings = field(default_factory=DataSettings)
     model: ModelSettings = field(default_factory=ModelSettings)

@@ -5,7 +5,7 @@ from diffusion.paths import ENDS, PATHS
 from diffusion.pfode import SOLVERS
 from evaluation.selection import RULES
 from operators.magnitudes import FORMS, ORIGINS
-from plan import check_hooks
+from plan import check_hooks, check_own_hooks
 from runs.checks import Checks, SettingsError
 from runs.device import DEVICES
 from runs.family import follow_family, resolve_chain
@@ -38,6 +38,7 @@ def validate(settings: RunSettings) -> None:
     checks = Checks()
     _check_top(settings, checks)
     check_hooks(settings, settings.num_samples, checks)
+    check_own_hooks(settings.hooks, checks)
     _check_parts(settings, checks)
     _check_model(settings.model, checks)
     try:

@@ -29,7 +29,8 @@ def workplace(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
     yield tmp_path
-    sys.modules.pop("my_prior", None)
+    for name in ("my_prior", "my_hook"):
+        sys.modules.pop(name, None)
 
 
 def test_the_custom_prior_in_30_lines(workplace):
@@ -53,3 +54,13 @@ def test_a_key_that_is_added_shuts_out_no_stored_run():
     keys = names["MoreKeys"]
     assert identity({}, keys) == identity({"patience": 0, "report": False}, keys) == {}
     assert identity({"patience": 5}, keys) == {"patience": 5}
+
+
+def test_the_hook_of_ones_own(workplace):
+    code, command = section("Add a hook")
+    (workplace / "my_hook.py").write_text(code)
+    outcome = reconstruct(*command[2:], *FEW, f"save_dir={workplace}/results", "save_trajectory=false")
+    assert outcome.status == 0, outcome.err
+    metrics = metrics_schema.load(workplace / "results" / "spread" / "metrics.json")
+    (image,) = metrics["hooks"]["LogSpread"]["per_image"]
+    assert [row["step"] for row in image["spread"]] == [0] and image["spread"][0]["std"] > 0
