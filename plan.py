@@ -6,7 +6,8 @@ configuration is cut here, once; nothing else takes it whole.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -21,18 +22,84 @@ import symmetry
 from operators.operator import Operator
 from priors.prior import Prior
 from runs import own_hooks, starts
+from runs.build import build_sampler_settings
 from runs.checks import Checks, SettingsError
+from runs.family import fill_chain, fill_sampler
 from runs.hook_keys import Asked, cut, flat_class
 from runs.hook_setup import Setup
+from runs.keys import facts
 from runs.phases import PhaseClock, PhaseHook
+from runs.rng import ParticleStreams
+from runs.settings import ChainConfig, CompatSettings, DataSettings, ModelSettings, SamplerConfig, TaskSettings
 from runs.starts import WarmStart, build_start
-from state import NUM_TIMESTEPS, Hook, Info
+from sampler import LatentDAPS, SamplerSettings
+from state import NUM_TIMESTEPS, Hook, Info, Start
 
 HOOKS = (repulsion, resampling, symmetry, pruning, restarts, resample_opt)
 """In the order in which they are called."""
 KEYED = {module.PREFIX: module for module in (*HOOKS, starts)}
 HookKeys = flat_class("HookKeys", {prefix: module.Settings for prefix, module in KEYED.items()})
-"""The users keys of all hooks and of the start, at the top level of the configuration."""
+"""The user's keys of all hooks and of the start, at the top level of the configuration."""
+
+
+@dataclass
+class RunSettings(HookKeys):
+    """Everything that ``posterior_sample.py`` can be told.
+
+    Attributes:
+        name: name of the run; its results are ``<save_dir>/<name>/``.
+        save_dir: folder of all results.
+        seed: of every random stream.
+        num_samples: particles a measurement.
+        particle_ids: run only these particles; null means all. Each is exactly as in the full batch as long as nothing
+            couples particles (repulsion, pruning, resampling, restarts, crossover, ``optimization_best``).
+        use_tpu: run on a TPU (needs torch_xla).
+        device: ``auto``, ``cpu`` or ``cuda``.
+        gpu: index of the CUDA device.
+        precision: ``float32``; or ``bfloat16`` or ``float16`` inside the networks.
+        selection_rule: how the answer is chosen without the truth, see :mod:`evaluation.selection`; ``posterior`` takes
+            tau from ``optimization_tau``.
+        decode_batch: decode and differentiate at most this many particles at once, to save memory; null: all.
+        save_trajectory: write the trajectory figures.
+        hooks: hooks of your own: ``package.module:Name``, or ``{target: ..., options: {...}}``.
+        on_error: an input that cannot be read is named and left out (``continue``), or ends the run (``stop``).
+    """
+
+    name: str = field(default="demo", metadata=facts(identity=False))
+    save_dir: str = field(default="results", metadata=facts(identity=False))
+    seed: int = 42
+    num_samples: int = 4
+    particle_ids: list[int] | None = None
+    use_tpu: bool = field(default=False, metadata=facts(identity=False))
+    device: str = field(default="auto", metadata=facts(identity=False))
+    gpu: int = field(default=0, metadata=facts(identity=False))
+    precision: str = "float32"
+    selection_rule: str = "loss"
+    decode_batch: int | None = None
+    save_trajectory: bool = field(default=True, metadata=facts(identity=False))
+    hooks: list[Any] = field(default_factory=list, metadata=facts(neutral=[]))
+    on_error: str = field(default="continue", metadata=facts(identity=False))
+    data: DataSettings = field(default_factory=DataSettings)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    task: TaskSettings = field(default_factory=TaskSettings)
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    compat: CompatSettings = field(default_factory=CompatSettings)
+
+
+def follow_family(settings: RunSettings) -> RunSettings:
+    """The settings with every null of the sampler that ``sampler.families.<model.family>`` knows filled in.
+
+    Raises:
+        SettingsError: see :func:`runs.family.fill_sampler`.
+    """
+    model, sampler = fill_sampler(settings.model, settings.sampler)
+    return replace(settings, model=model, sampler=sampler)
+
+
+def resolve_chain(settings: RunSettings) -> ChainConfig:
+    """The MCMC values, with nulls taken from ``task.mcmc.<family>``."""
+    own = follow_family(settings)
+    return fill_chain(own.model.family, own.sampler, own.task)
 
 
 def cut_hooks(keys: Any, num_samples: int, particle_ids: list[int] | None = None) -> Asked:
@@ -53,17 +120,26 @@ def check_own_hooks(asked: list[Any], checks: Checks) -> None:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is done to the particles beside sampling; makes the hooks of each image.
+    """How the particles of a measurement are sampled: the annealing loop with the hooks of each image.
+
+    A :class:`runs.method.Method`.
 
     Attributes:
         setup: prior, operator, levels and what was asked for.
+        settings: of the annealing loop.
         warm_start: where the particles begin; None for pure noise.
         own: hooks of the user's own, as the key ``hooks`` names them; called after the others.
     """
 
     setup: Setup
+    settings: SamplerSettings
     warm_start: WarmStart | None = None
     own: tuple[Any, ...] = ()
+
+    @property
+    def prior(self) -> Prior:
+        """The prior."""
+        return self.setup.prior
 
     def with_prior(self, prior: Prior) -> Plan:
         """The same plan for the same prior with another ``decode_batch``."""
@@ -74,6 +150,11 @@ class Plan:
         """The same plan for an image with an operator of its own, which knows what was not measured."""
         start = None if self.warm_start is None else replace(self.warm_start, operator=operator)
         return replace(self, setup=replace(self.setup, operator=operator), warm_start=start)
+
+    @property
+    def num_levels(self) -> int:
+        """Of the annealing loop."""
+        return self.settings.num_levels
 
     @property
     def prune_level(self) -> int | None:
@@ -87,7 +168,12 @@ class Plan:
 
     @property
     def tau(self) -> float:
-        """Standard deviation of the likelihood beside the prior."""
+        """Standard deviation of the chain's likelihood."""
+        return self.settings.tau
+
+    @property
+    def selection_tau(self) -> float:
+        """Standard deviation of the likelihood where the answer is chosen beside the prior."""
         tau = self.setup.asked["optimization"].tau
         return self.setup.operator.noise_sigma if tau is None else tau
 
@@ -119,6 +205,37 @@ class Plan:
         """
         return list(own_hooks.build(list(self.own), self.setup))
 
+    def sampler(self, clock: PhaseClock, watchers: Sequence[Hook]) -> LatentDAPS:
+        """The loop for one image; ``watchers`` are called after the hooks."""
+        hooks, first = [*self.hooks(clock), *watchers], self.setup.asked.num_samples
+        return LatentDAPS(self.prior, self.setup.operator, self.settings, hooks, first)
+
+    def first_state(
+        self, y: torch.Tensor, streams: ParticleStreams, particle_ids: list[int]
+    ) -> tuple[Start | None, dict[str, Any] | None]:
+        """Where the particles of ``y`` ``(1, ...)`` begin (None: as pure noise), and what the record says of it."""
+        return (None, None) if self.warm_start is None else self.warm_start(y, streams, particle_ids)
+
+    def why_diverged(self, y: torch.Tensor, count: int) -> str:
+        """The likely reason why all ``count`` particles of ``y`` became non-finite, and what to do."""
+        prior, sigma, chain = self.prior, self.settings.path[0], self.settings.chain
+        z = sigma * torch.ones(count, *prior.latent_shape, device=y.device)
+        with torch.no_grad():
+            denoised = prior.denoiser(z, sigma.to(z))
+        decoded = prior.decode(denoised)
+        if not (denoised.isfinite().all() and decoded.isfinite().all()):
+            return (
+                "every particle diverged: the prior's networks return numbers that are not finite (damaged weights, "
+                "or too little range: precision=float32)"
+            )
+        if not self.setup.operator.loss(decoded, y.expand(len(z), *y.shape[1:])).isfinite().all():
+            largest = y.abs().max().item()
+            return f"every particle diverged: the measurement is out of scale (values up to {largest:.3g})"
+        return (
+            f"every particle diverged: the chain is unstable here; lower sampler.mcmc.step_size={chain.step_size:g}, "
+            f"or raise sampler.mcmc.tau={self.settings.tau:g}"
+        )
+
     def hooks(self, clock: PhaseClock) -> list[Hook]:
         """The hooks that are on, with the phase changes between them."""
         hooks: list[Hook] = []
@@ -146,16 +263,24 @@ class Plan:
         return shipped | {"hooks": own_hooks.record(list(self.own), info)}
 
 
-def build_plan(settings: Any, prior: Prior, operator: Operator, path: torch.Tensor, device: torch.device) -> Plan:
+def loop_settings(settings: RunSettings, is_pixel: bool = False) -> SamplerSettings:
+    """The annealing loop that the configuration asks for, with what follows from the prior's family."""
+    own = follow_family(settings)
+    return build_sampler_settings(own.sampler.annealing, own.sampler.ode, resolve_chain(own), own.compat, is_pixel)
+
+
+def build_plan(
+    settings: RunSettings, prior: Prior, operator: Operator, loop: SamplerSettings, device: torch.device
+) -> Plan:
     """The plan that the configuration ``settings`` asks for, once it is known that every hook that is on can act.
 
     Raises:
         SettingsError, PriorError: one cannot, see its ``build``, or there is no such start.
     """
     asked = cut_hooks(settings, settings.num_samples, settings.particle_ids)
-    start = build_start(asked["start"], prior, operator, path)
-    setup = Setup(prior, operator, path, asked, device, _first_level(asked, start, path))
-    plan = Plan(setup, start, tuple(settings.hooks))
+    start = build_start(asked["start"], prior, operator, loop.path)
+    setup = Setup(prior, operator, loop.path, asked, device, _first_level(asked, start, loop.path))
+    plan = Plan(setup, loop, start, tuple(settings.hooks))
     _ = plan.built, plan.own_hooks
     _check_order(plan)
     return plan

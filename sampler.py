@@ -74,9 +74,18 @@ class LatentDAPS:
         operator: the measurement operator.
         settings: path, chain and likelihood.
         hooks: called in this order at each moment.
+        first_child_id: least particle id of a child; one after the largest of the first particles if that is more.
     """
 
-    def __init__(self, prior: Prior, operator: Operator, settings: SamplerSettings, hooks: Sequence[Hook] = ()) -> None:
+    def __init__(
+        self,
+        prior: Prior,
+        operator: Operator,
+        settings: SamplerSettings,
+        hooks: Sequence[Hook] = (),
+        first_child_id: int = 0,
+    ) -> None:
+        self.first_child_id = first_child_id
         self.prior, self.operator, self.settings, self.hooks = prior, operator, settings, tuple(hooks)
         self.ode = DiffusionPFODE(prior.denoiser, settings.solver)
 
@@ -86,7 +95,6 @@ class LatentDAPS:
         streams: Streams,
         particle_ids: Sequence[int],
         start: Start | None = None,
-        first_child_id: int = 0,
     ) -> State:
         """Particles of pure noise at ``path[0]`` for one measurement ``y`` ``(1, ...)``, or where ``start`` says."""
         count, ids = len(particle_ids), torch.as_tensor(list(particle_ids), device=y.device)
@@ -106,7 +114,7 @@ class LatentDAPS:
             diverged=torch.zeros_like(ids, dtype=torch.bool),
             masked=torch.zeros_like(ids, dtype=torch.bool),
             level=torch.full_like(ids, level),
-            next_id=max(first_child_id, *(i + 1 for i in particle_ids)),
+            next_id=max(self.first_child_id, *(i + 1 for i in particle_ids)),
             streams=streams,
         )
 
@@ -117,7 +125,6 @@ class LatentDAPS:
         particle_ids: Sequence[int],
         info: Info | None = None,
         start: Start | None = None,
-        first_child_id: int = 0,
     ) -> State:
         """Run the levels from ``start`` on; the answer is the last state's ``z0_y``.
 
@@ -127,10 +134,10 @@ class LatentDAPS:
             particle_ids: the particles to run.
             info: holds what hooks log.
             start: where they begin; None: as pure noise.
-            first_child_id: least particle id of a child; one after the largest of ``particle_ids`` if that is more.
         """
-        own = type(self)(self.prior, self.operator, self.settings, [hook.fresh() for hook in self.hooks])
-        state = self.start(y, streams, particle_ids, start, first_child_id)
+        hooks = [hook.fresh() for hook in self.hooks]
+        own = type(self)(self.prior, self.operator, self.settings, hooks, self.first_child_id)
+        state = self.start(y, streams, particle_ids, start)
         return own._run(state, Info() if info is None else info)
 
     def _run(self, state: State, info: Info) -> State:

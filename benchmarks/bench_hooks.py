@@ -25,13 +25,16 @@ from omegaconf import OmegaConf  # noqa: E402
 
 import posterior_sample  # noqa: E402, F401 (registers the schema)
 from benchmarks.bench_sampler import labelled, labelled_share  # noqa: E402
-from plan import build_plan  # noqa: E402
+from plan import (  # noqa: E402
+    RunSettings,
+    build_plan,
+    loop_settings,
+)
 from priors.prior import Prior  # noqa: E402
-from runs.build import build_operator, build_prior, build_sampler_settings  # noqa: E402
+from runs.build import build_operator, build_prior  # noqa: E402
 from runs.command_line import compose_config  # noqa: E402
 from runs.phases import PhaseClock, synchronise  # noqa: E402
 from runs.rng import ParticleStreams, measurement_generator  # noqa: E402
-from runs.settings import RunSettings  # noqa: E402
 from runs.validation import validate  # noqa: E402
 from sampler import LatentDAPS  # noqa: E402
 
@@ -50,8 +53,8 @@ CASES = {
 
 def run_once(prior: Prior, settings: RunSettings, device: torch.device) -> float:
     """Seconds of one image."""
-    operator, sampling = build_operator(settings.task), build_sampler_settings(settings)
-    plan = build_plan(settings, prior, operator, sampling.path, device)
+    operator, sampling = build_operator(settings.task), loop_settings(settings)
+    plan = build_plan(settings, prior, operator, sampling, device)
     y = operator.measure(torch.zeros(1, *prior.image_shape), measurement_generator(0, 0)).to(device)
     clock = PhaseClock(device)
     clock.enter(plan.phases[0])
@@ -75,7 +78,8 @@ def main() -> None:
     for name, overrides in CASES.items():
         cases[name] = OmegaConf.to_object(compose_config("config", [*overrides, *arguments.overrides]))
         validate(cases[name])
-    prior = build_prior(cases["none"], device)
+    none = cases["none"]
+    prior = build_prior(none.model, none.compat, none.precision, none.decode_batch, device)
     run_once(prior, cases["none"], device)  # warm up
     seconds = {name: [] for name in cases}
     for _ in range(arguments.rounds):

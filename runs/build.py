@@ -11,9 +11,18 @@ from operators.operator import Operator
 from priors.prior import Prior, in_autocast
 from runs.checks import SettingsError
 from runs.custom import call_target
-from runs.family import ROOT, follow_family, resolve_chain
+from runs.family import ROOT
 from runs.operators import OPERATORS
-from runs.settings import FOLDER_KINDS, RunSettings, TaskSettings, operator_arguments
+from runs.settings import (
+    FOLDER_KINDS,
+    AnnealingSettings,
+    ChainConfig,
+    CompatSettings,
+    ModelSettings,
+    OdeSettings,
+    TaskSettings,
+    operator_arguments,
+)
 from sampler import SamplerSettings
 
 if TYPE_CHECKING:  # diffusers takes seconds to import: only where a prior is loaded
@@ -22,37 +31,47 @@ if TYPE_CHECKING:  # diffusers takes seconds to import: only where a prior is lo
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def build_prior(settings: RunSettings, device: torch.device) -> Prior:
-    """Load the prior that ``settings.model`` names.
+def build_prior(
+    model: ModelSettings, compat: CompatSettings, precision: str, decode_batch: int | None, device: torch.device
+) -> Prior:
+    """Load the prior that ``model`` names.
+
+    Args:
+        model: which one.
+        compat: conventions of the official code.
+        precision: of its networks, a key of :data:`PRECISIONS`.
+        decode_batch: see :class:`priors.prior.Prior`.
+        device: where it computes.
 
     Raises:
         SettingsError: ``model.target`` names no factory of priors.
         PriorError: the prior cannot be loaded.
     """
-    model, dtype = settings.model, PRECISIONS[settings.precision]
+    dtype = PRECISIONS[precision]
     if model.kind in FOLDER_KINDS:
         from priors.checkpoint import load_checkpoint
         from priors.diffusers_folder import open_folder
 
         # their weights are kept in that type
-        prior = load_checkpoint(open_folder(model.path, ROOT), model.kind, load_options(settings, device, dtype))
-        return replace(prior, decode_batch=settings.decode_batch)
+        prior = load_checkpoint(open_folder(model.path, ROOT), model.kind, load_options(model, compat, device, dtype))
+        return replace(prior, decode_batch=decode_batch)
     if model.kind == "custom":
-        arguments = {"device": device, "compat": settings.compat, **model.options}
+        arguments = {"device": device, "compat": compat, **model.options}
         prior = call_target("model.target", model.target, Prior, **arguments)
     else:
         from priors.embedded import load_embedded
 
         prior = load_embedded(ROOT / model.path, device)
-    prior = replace(prior, decode_batch=settings.decode_batch)
+    prior = replace(prior, decode_batch=decode_batch)
     return prior if dtype == torch.float32 else in_autocast(prior, dtype)
 
 
-def load_options(settings: RunSettings, device: torch.device, dtype: torch.dtype) -> "LoadOptions":
+def load_options(
+    model: ModelSettings, compat: CompatSettings, device: torch.device, dtype: torch.dtype
+) -> "LoadOptions":
     """What :mod:`priors` needs to know of the settings to load a checkpoint."""
     from priors.diffusers_folder import LoadOptions
 
-    model, compat = settings.model, settings.compat
     return LoadOptions(
         device=device,
         dtype=dtype,
@@ -83,11 +102,13 @@ def build_operator(task: TaskSettings) -> Operator:
         raise SettingsError(f"task.options.{error}") from error
 
 
-def build_sampler_settings(settings: RunSettings, prior: Prior | None = None) -> SamplerSettings:
-    """Paths, chain and likelihood of the annealing loop; a pixel ``prior`` has no gradients clamped (as in DAPS)."""
-    settings = follow_family(settings)
-    annealing, ode, compat = settings.sampler.annealing, settings.sampler.ode, settings.compat
-    chain = resolve_chain(settings)
+def build_sampler_settings(
+    annealing: AnnealingSettings, ode: OdeSettings, chain: ChainConfig, compat: CompatSettings, is_pixel: bool = False
+) -> SamplerSettings:
+    """Paths, chain and likelihood of the annealing loop, from values without nulls.
+
+    A pixel prior has no gradients clamped (as in DAPS).
+    """
     path = PATHS[annealing.schedule](annealing.num_steps, annealing.sigma_max, annealing.sigma_min)
 
     def inner_path(sigma: float) -> torch.Tensor:
@@ -103,6 +124,6 @@ def build_sampler_settings(settings: RunSettings, prior: Prior | None = None) ->
         prior_sigma=chain.prior_sigma,
         solver=ode.solver,
         likelihood_half=compat.likelihood_half,
-        gradient_clamp=None if prior is not None and prior.is_pixel else compat.gradient_clamp,
+        gradient_clamp=None if is_pixel else compat.gradient_clamp,
         ratio_counts_end=compat.ratio_counts_end,
     )

@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any, get_args, get_type_hints
 
+from plan import RunSettings
 from runs.keys import NEVER
-from runs.settings import RunSettings
 
 Config = Mapping[str, Any]
 

@@ -6,26 +6,30 @@ from pathlib import Path
 import torch
 
 from runs.checks import SettingsError
-from runs.settings import RunSettings
 
 DEVICES = ("auto", "cpu", "cuda")
 
 
-def choose_device(settings: RunSettings) -> torch.device:
-    """The device that ``device``, ``gpu`` and ``use_tpu`` ask for.
+def choose_device(device: str, gpu: int = 0, use_tpu: bool = False) -> torch.device:
+    """The device that the keys ask for.
+
+    Args:
+        device: ``auto``, ``cpu`` or ``cuda``.
+        gpu: index of the CUDA device.
+        use_tpu: run on a TPU.
 
     Raises:
         SettingsError: that device is not there.
     """
-    if settings.use_tpu:
-        return _tpu(settings.device)
-    if settings.device == "cpu" or (settings.device == "auto" and not torch.cuda.is_available()):
+    if use_tpu:
+        return _tpu(device)
+    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise SettingsError("device=cuda: torch sees no CUDA device; use device=cpu or device=auto")
-    if settings.gpu >= torch.cuda.device_count():
-        raise SettingsError(f"gpu={settings.gpu}: this machine has CUDA devices 0 to {torch.cuda.device_count() - 1}")
-    return torch.device("cuda", settings.gpu)
+    if gpu >= torch.cuda.device_count():
+        raise SettingsError(f"gpu={gpu}: this machine has CUDA devices 0 to {torch.cuda.device_count() - 1}")
+    return torch.device("cuda", gpu)
 
 
 def _tpu(asked: str) -> torch.device:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from runs.checks import SettingsError
-from runs.settings import ChainConfig, ModelSettings, RunSettings
+from runs.settings import ChainConfig, ModelSettings, SamplerConfig, TaskSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -28,15 +28,15 @@ def prior_family(model: ModelSettings) -> str:
     return open_folder(model.path, ROOT).family
 
 
-def follow_family(settings: RunSettings) -> RunSettings:
-    """The settings with every null of the sampler that ``sampler.families.<model.family>`` knows filled in.
+def fill_sampler(model: ModelSettings, sampler: SamplerConfig) -> tuple[ModelSettings, SamplerConfig]:
+    """The model with its family, and the sampler with every null filled in that ``families.<family>`` knows.
 
-    MCMC values that stay null are those of ``task.mcmc.<model.family>``. Settings without nulls stay as they are.
+    MCMC values that stay null are those of ``task.mcmc.<family>``. A sampler without nulls stays as it is.
 
     Raises:
         SettingsError: the annealing or the ODE has a value that is set nowhere.
     """
-    family, sampler = prior_family(settings.model), settings.sampler
+    family = prior_family(model)
     fallback = sampler.families.get(family)
     parts = {
         name: _filled(getattr(sampler, name), getattr(fallback, name, None)) for name in ("annealing", "ode", "mcmc")
@@ -48,30 +48,30 @@ def follow_family(settings: RunSettings) -> RunSettings:
                     f"sampler.{part}.{name} is not set and sampler.families has no value for model.family={family} "
                     f"(it knows {', '.join(sampler.families) or 'none'}); choose e.g. sampler=latent_daps_small"
                 )
-    model = dataclasses.replace(settings.model, family=family)
-    return dataclasses.replace(settings, model=model, sampler=dataclasses.replace(sampler, **parts, families={}))
+    return dataclasses.replace(model, family=family), dataclasses.replace(sampler, **parts, families={})
 
 
-def resolve_chain(settings: RunSettings) -> ChainConfig:
-    """The sampler's MCMC values, with nulls taken from ``task.mcmc.<family>``."""
-    settings = follow_family(settings)
-    chain, family = settings.sampler.mcmc, settings.model.family
-    fallback = settings.task.mcmc.get(family, ChainConfig())
+def fill_chain(family: str, sampler: SamplerConfig, task: TaskSettings) -> ChainConfig:
+    """The sampler's MCMC values, with nulls taken from ``task.mcmc.<family>``.
+
+    Raises:
+        SettingsError: a value is set nowhere.
+    """
+    chain, fallback = sampler.mcmc, task.mcmc.get(family, ChainConfig())
     names = ("kernel", "num_steps", "step_size", "step_size_min_ratio", "momentum", "tau")
     values = {n: getattr(fallback, n) if getattr(chain, n) is None else getattr(chain, n) for n in names}
     missing = [n for n, v in values.items() if v is None]
     if missing:
         raise SettingsError(
             f"sampler.mcmc.{missing[0]} is not set and task.mcmc has no value for model.family={family} "
-            f"(it knows {', '.join(settings.task.mcmc) or 'none'}); choose e.g. sampler=latent_daps_small"
+            f"(it knows {', '.join(task.mcmc) or 'none'}); choose e.g. sampler=latent_daps_small"
         )
     return dataclasses.replace(chain, **values)
 
 
-def followed_config(config: dict[str, Any], settings: RunSettings) -> dict[str, Any]:
-    """A merged configuration with the values that :func:`follow_family` found."""
-    model = config["model"] | {"family": settings.model.family}
-    return config | {"model": model, "sampler": dataclasses.asdict(settings.sampler)}
+def followed_config(config: dict[str, Any], model: ModelSettings, sampler: SamplerConfig) -> dict[str, Any]:
+    """A merged configuration with the values that :func:`fill_sampler` found."""
+    return config | {"model": config["model"] | {"family": model.family}, "sampler": dataclasses.asdict(sampler)}
 
 
 def _filled(given: Any, fallback: Any) -> Any:

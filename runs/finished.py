@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
+from plan import RunSettings, follow_family
 from runs.checks import DataError, SettingsError
-from runs.family import follow_family, followed_config
+from runs.family import followed_config
 from runs.images import demo_source, folder_images, npz_rows
 from runs.pending import Pending
 from runs.record import RunFolder
 from runs.resume import folder_ids, is_finished
-from runs.settings import RunSettings
 from runs.sources import Source
 from runs.table import results_table
 
@@ -26,7 +26,7 @@ def finished_before(settings: RunSettings, config: dict[str, Any]) -> Missing | 
         return None
     try:
         own = follow_family(settings)
-        folder = RunFolder(own.save_dir, own.name, followed_config(config, own))
+        folder = RunFolder(own.save_dir, own.name, followed_config(config, own.model, own.sampler))
         if not (folder.path / "metrics.json").is_file() or folder.damaged():
             return None
         asked = _asked(own, folder)

@@ -10,6 +10,7 @@ import torch
 
 from operators.measured import leave_out
 from operators.operator import Operator
+from plan import RunSettings
 from priors.checksums import sha256_of
 from priors.prior import Prior
 from runs.checks import DataError
@@ -29,7 +30,6 @@ from runs.pending import Pending
 from runs.result import Problem
 from runs.resume import SumsOf
 from runs.rng import measurement_generator
-from runs.settings import RunSettings
 from runs.sources import Source, arrays_sha256
 
 T = TypeVar("T")

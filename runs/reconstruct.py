@@ -16,14 +16,13 @@ from evaluation.selection import Candidates, select
 from operators.magnitudes import Convention
 from operators.measured import with_gaps
 from operators.phase_retrieval import PhaseRetrieval
-from plan import Plan
-from priors.prior import Prior
 from runs.console import ProgressHook, TrajectoryHook
 from runs.cost import Calls
 from runs.drawing import draw_result
 from runs.environment import device_facts, environment
 from runs.files import replacing
 from runs.measurements import FORM, ORIGIN
+from runs.method import Method
 from runs.metrics_file import ALIGNMENTS, Record
 from runs.pending import Pending
 from runs.phases import ClockHook, PhaseClock
@@ -32,52 +31,57 @@ from runs.record import RunFolder
 from runs.result import Problem, Result
 from runs.rng import ParticleStreams
 from runs.statuses import StoppedError
-from sampler import Info, LatentDAPS, SamplerSettings, State
+from state import Info, State
 
 T = TypeVar("T")
 DROPPING = ("pruning", "restarts", "restarts_end")
 """Kinds of log rows that name diverged particles which are not in the last state any more."""
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What is done with every image of a run.
+
+    Attributes:
+        seed: of all streams.
+        particle_ids: the particles to run.
+        device: where to compute; a measurement goes there when it is its turn.
+        prior_sha256: of the prior's weights, for the record.
+        selection_rule: how the answer is chosen, see :data:`evaluation.selection.RULES`.
+        save_trajectory: draw trajectory figures.
+    """
+
+    seed: int
+    particle_ids: list[int]
+    device: torch.device
+    prior_sha256: str
+    selection_rule: str = "loss"
+    save_trajectory: bool = True
+
+
 class Reconstructor:
     """Runs the sampler on measurements and writes what comes out.
 
     Args:
-        prior: the prior.
-        settings: of the annealing loop.
-        plan: repulsion, pruning and optimisation.
+        method: how one measurement is sampled.
         evaluator: metrics against a truth.
         folder: where results go.
-        seed: of all streams.
-        particle_ids: the particles to run.
-        save_trajectory: draw trajectory figures.
-        calls: counts the calls of ``prior``.
-        prior_sha256: of its weights, for the record.
-        device: where to compute; a measurement goes there when it is its turn.
-        selection_rule: how the answer is chosen, see :data:`evaluation.selection.RULES`.
+        asked: what is to be done, and what the record says of it.
+        calls: counts the calls of the prior.
         progress: of the run; without it, of a run of one image.
     """
 
     def __init__(
         self,
-        prior: Prior,
-        settings: SamplerSettings,
-        plan: Plan,
+        method: Method,
         evaluator: Evaluator,
         folder: RunFolder,
-        seed: int,
-        particle_ids: list[int],
-        save_trajectory: bool,
+        asked: Asked,
         calls: Calls,
-        prior_sha256: str,
-        device: torch.device,
-        selection_rule: str = "loss",
         progress: RunProgress | None = None,
     ) -> None:
-        self.prior, self.settings, self.evaluator, self.device = prior, settings, evaluator, device
-        self.plan, self.calls, self.selection_rule = plan, calls, selection_rule
-        self.prior_sha256, self.progress = prior_sha256, progress or RunProgress(1)
-        self.folder, self.seed, self.particle_ids, self.save_trajectory = folder, seed, particle_ids, save_trajectory
+        self.method, self.evaluator, self.folder, self.asked = method, evaluator, folder, asked
+        self.calls, self.progress = calls, progress or RunProgress(1)
 
     def run(self, problem: Problem) -> Record:
         """Reconstruct, write the record, then pictures; a failure is recorded and does not stop other images.
@@ -89,7 +93,7 @@ class Reconstructor:
             StoppedError: the device answers no more, so that every later image would fail.
             OSError: the results cannot be written.
         """
-        problem = problem.to(self.device)
+        problem = problem.to(self.asked.device)
         sampled = None
         try:
             sampled = self._retrying(lambda: self._sample(problem), problem)
@@ -98,7 +102,7 @@ class Reconstructor:
             traceback.print_exc()
             record = failed_record(problem, f"{type(error).__name__}: {error}")
             self.folder.save(record)
-            check_device(self.device)
+            check_device(self.asked.device)
             if sampled is not None:
                 self._keep_latents(problem, sampled.state)
             return record
@@ -122,11 +126,10 @@ class Reconstructor:
             try:
                 return work()
             except torch.OutOfMemoryError:
-                smaller = (self.prior.decode_batch or len(self.particle_ids)) // 2
+                smaller = (self.method.prior.decode_batch or len(self.asked.particle_ids)) // 2
                 if smaller < 1:
                     raise
-            self.prior = replace(self.prior, decode_batch=smaller)
-            self.plan = self.plan.with_prior(self.prior)
+            self.method = self.method.with_prior(replace(self.method.prior, decode_batch=smaller))
             torch.cuda.empty_cache()
             print(
                 f"{problem.title}: out of memory, going on with {smaller} particles decoded at once; "
@@ -134,22 +137,18 @@ class Reconstructor:
             )
 
     def _sample(self, problem: Problem) -> "Sampled":
-        clock, started = PhaseClock(self.device), time.perf_counter()
+        clock, started = PhaseClock(self.asked.device), time.perf_counter()
         calls_before = self.calls.copy()
-        trajectory, info = TrajectoryHook(self.settings.num_levels), Info()
-        operator, plan = problem.operator, self.plan.for_operator(problem.operator)
-        floor = operator.noise_floor(problem.y)
-        streams, start, started_from = ParticleStreams(self.seed, problem.image_id), None, None
-        if plan.warm_start is not None:
-            start, started_from = plan.warm_start(problem.y, streams, self.particle_ids)
+        method, floor = self.method.for_operator(problem.operator), problem.operator.noise_floor(problem.y)
+        trajectory, info = TrajectoryHook(method.num_levels), Info()
+        streams, ids = ParticleStreams(self.asked.seed, problem.image_id), self.asked.particle_ids
+        start, started_from = method.first_state(problem.y, streams, ids)
         first = 0 if start is None else start.level
-        with self.progress.image(problem.title, self.settings.num_levels - first) as progress:
-            clock.enter(plan.phases[0])
-            hooks = plan.hooks(clock)
-            hooks += [trajectory] if self.save_trajectory else []
-            hooks += [ProgressHook(progress, floor.mean.item()), ClockHook(clock)]
-            loop = LatentDAPS(self.prior, operator, self.settings, hooks)
-            state = loop.sample(problem.y, streams, self.particle_ids, info, start, plan.setup.asked.num_samples)
+        with self.progress.image(problem.title, method.num_levels - first) as progress:
+            clock.enter(method.phases[0])
+            watchers = [trajectory] if self.asked.save_trajectory else []
+            watchers += [ProgressHook(progress, floor.mean.item()), ClockHook(clock)]
+            state = method.sampler(clock, watchers).sample(problem.y, streams, ids, info, start)
             clock.leave()
         return Sampled(state, info, clock, trajectory, started_from, started, calls_before)
 
@@ -165,12 +164,12 @@ class Reconstructor:
         """Draw what there is to see; the paths, or none and why not."""
         try:
             levels, line = [], []
-            if self.save_trajectory:
+            if self.asked.save_trajectory:
                 shown_ids = result.particle_ids + result.diverged_ids
-                levels = sampled.trajectory.decoded(self.prior, self.device, shown_ids)
+                levels = sampled.trajectory.decoded(self.method.prior, self.asked.device, shown_ids)
                 if result.selection is not None:
                     chosen = result.particle_ids[result.selection.index]
-                    line = sampled.trajectory.lineage(self.prior, self.device, chosen)
+                    line = sampled.trajectory.lineage(self.method.prior, self.asked.device, chosen)
             return draw_result(self.folder.path, result, levels, line, sampled.info.rows.get("symmetry", [])), None
         except Exception as error:  # whatever it is, the numbers are there
             fault = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
@@ -178,15 +177,15 @@ class Reconstructor:
             return [], fault
 
     def _evaluate(self, problem: Problem, state: State, info: Info) -> Result:
-        decoded = self.prior.decode(state.z0_y)
+        decoded = self.method.prior.decode(state.z0_y)
         loss = problem.operator.loss(decoded, state.y)
         state, decoded, loss = (part[~state.masked] for part in (state, decoded, loss))
         alive = ~state.diverged & loss.isfinite()  # a finite latent can still decode to infinity
         images, loss, ids = decoded[alive].clamp(-1, 1), loss[alive], state.particle_id[alive].tolist()
         selection = scores = modes = None
         if ids:
-            candidates = Candidates(images, loss, problem.y, self.plan.tau)
-            selection = select(self.prior, problem.operator, candidates, self.selection_rule)
+            candidates = Candidates(images, loss, problem.y, self.method.selection_tau)
+            selection = select(self.method.prior, problem.operator, candidates, self.asked.selection_rule)
         if ids and problem.truth is not None:
             scores = self.evaluator(images, problem.truth)
             made = [row["child"] for row in info.rows.get("twins", [])]
@@ -226,7 +225,7 @@ class Reconstructor:
             "origin": problem.origin,
             "state": "ok" if result.particle_ids else "diverged",
             "diverged_particles": sorted({*result.diverged_ids, *dropped}),
-            "error": None if result.particle_ids else self._why_diverged(problem),
+            "error": None if result.particle_ids else self.method.why_diverged(problem.y, len(self.asked.particle_ids)),
             "particle_ids": result.particle_ids,
             **self._quality(result),
             "measurement": {
@@ -247,8 +246,8 @@ class Reconstructor:
                 "symmetry_index": symmetry_index(result.images).tolist(),
                 "channel_agreement": channel_agreement(result.images).tolist(),
             },
-            **self.plan.record(info, result.particle_ids),
-            "tau": self.settings.tau,
+            **self.method.record(info, result.particle_ids),
+            "tau": self.method.tau,
             "timing": {
                 **cost,
                 "per_step_seconds": clock.step_seconds,
@@ -257,28 +256,8 @@ class Reconstructor:
             "vram": {name: phase.peak_vram_mb for name, phase in clock.phases.items()},
             "device": device_facts(problem.y.device),
             "environment": environment(problem.y.device),
-            "prior_sha256": self.prior_sha256,
+            "prior_sha256": self.asked.prior_sha256,
         }
-
-    def _why_diverged(self, problem: Problem) -> str:
-        """The likely reason why every particle of an image became non-finite, and what to do."""
-        prior, sigma, chain = self.prior, self.settings.path[0], self.settings.chain
-        z = sigma * torch.ones(len(self.particle_ids), *prior.latent_shape, device=problem.y.device)
-        with torch.no_grad():
-            denoised = prior.denoiser(z, sigma.to(z))
-        decoded = prior.decode(denoised)
-        if not (denoised.isfinite().all() and decoded.isfinite().all()):
-            return (
-                "every particle diverged: the prior's networks return numbers that are not finite (damaged weights, "
-                "or too little range: precision=float32)"
-            )
-        if not problem.operator.loss(decoded, problem.y.expand(len(z), *problem.y.shape[1:])).isfinite().all():
-            largest = problem.y.abs().max().item()
-            return f"every particle diverged: the measurement is out of scale (values up to {largest:.3g})"
-        return (
-            f"every particle diverged: the chain is unstable here; lower sampler.mcmc.step_size={chain.step_size:g}, "
-            f"or raise sampler.mcmc.tau={self.settings.tau:g}"
-        )
 
     @staticmethod
     def _pseudo_inverse_psnr(problem: Problem) -> float | None:

@@ -5,24 +5,23 @@ import torch
 from evaluation.lpips import LpipsError, read_lpips
 from evaluation.metrics import Evaluator
 from operators.operator import Operator
-from plan import build_plan
+from plan import RunSettings, build_plan, follow_family, loop_settings
 from priors.fingerprint import prior_sha256
-from runs.build import build_operator, build_prior, build_sampler_settings
+from runs.build import build_operator, build_prior
 from runs.checks import DataError
 from runs.cost import Calls, count_calls
 from runs.custom import check_custom_prior
 from runs.device import choose_device, slow_precision
 from runs.environment import environment, keep_threads
-from runs.family import follow_family, followed_config
+from runs.family import followed_config
 from runs.finished import Missing, report
 from runs.names import shown
 from runs.pending import Pending
 from runs.problems import find_problems, noise_warning, sums_now
 from runs.progress import RunProgress
-from runs.reconstruct import Reconstructor, skipped_record
+from runs.reconstruct import Asked, Reconstructor, skipped_record
 from runs.record import RunFolder
 from runs.resume import SumsOf, check_weights, folder_ids, is_finished, other_environment, set_stale_aside
-from runs.settings import RunSettings
 from runs.statuses import StoppedError
 from runs.validation import validate
 
@@ -40,8 +39,8 @@ def sample(settings: RunSettings, config: dict) -> Missing:
     """
     validate(settings)
     settings = follow_family(settings)
-    config = followed_config(config, settings)
-    device = choose_device(settings)
+    config = followed_config(config, settings.model, settings.sampler)
+    device = choose_device(settings.device, settings.gpu, settings.use_tpu)
     say(slow_precision(settings.precision, device))
     folder = RunFolder(settings.save_dir, settings.name, config)
     ids = folder_ids(settings.data, folder)
@@ -54,11 +53,11 @@ def sample(settings: RunSettings, config: dict) -> Missing:
             f"out of memory while the prior was loaded ({' '.join(str(error).split())[:160]}): use precision=bfloat16 "
             "or float16, or a device with more memory (gpu=N)"
         ) from error
-    asked = find_problems(settings, reconstructor.prior, operator, ids)
+    asked = find_problems(settings, reconstructor.method.prior, operator, ids)
     folder.open()
     if ids is not None:
         folder.keep_files(ids)
-    say(*what_is_there(folder, asked, sums_now(settings, reconstructor.prior, operator, ids), device))
+    say(*what_is_there(folder, asked, sums_now(settings, reconstructor.method.prior, operator, ids), device))
     try:
         with RunProgress(len(asked)) as reconstructor.progress:
             for pending in asked:
@@ -71,13 +70,13 @@ def sample(settings: RunSettings, config: dict) -> Missing:
 
 def prepare(settings: RunSettings, operator: Operator, folder: RunFolder, device: torch.device) -> Reconstructor:
     """Prior, sampler, hooks and metrics of a run."""
-    loaded, calls = build_prior(settings, device), Calls()
+    loaded = build_prior(settings.model, settings.compat, settings.precision, settings.decode_batch, device)
+    calls = Calls()
     particles = settings.particle_ids or list(range(settings.num_samples))
     if settings.model.kind == "custom":
         check_custom_prior(loaded, settings.model.target, len(particles), device)
     weights = prior_sha256(loaded)
     check_weights(folder, weights, settings.model.path)
-    sampler_settings = build_sampler_settings(settings, loaded)
     prior = count_calls(loaded, calls)
     lpips = None
     try:
@@ -85,18 +84,11 @@ def prepare(settings: RunSettings, operator: Operator, folder: RunFolder, device
     except LpipsError as error:
         print(f"LPIPS is left out: {error}")
     return Reconstructor(
-        prior,
-        sampler_settings,
-        build_plan(settings, prior, operator, sampler_settings.path, device),
+        build_plan(settings, prior, operator, loop_settings(settings, loaded.is_pixel), device),
         Evaluator(operator.symmetries(), lpips, operator.channel_symmetries),
         folder,
-        settings.seed,
-        particles,
-        settings.save_trajectory,
+        Asked(settings.seed, particles, device, weights, settings.selection_rule, settings.save_trajectory),
         calls,
-        weights,
-        device,
-        settings.selection_rule,
     )
 
 

@@ -1,13 +1,13 @@
-"""The typed configuration of ``posterior_sample.py``.
+"""Parts of the typed configuration of a run.
 
-The dataclasses are the single source of names, types and defaults; the files in ``configs/`` only override them, and
-:mod:`runs.validation` checks them. A new key needs a neutral value (:mod:`runs.keys`), so that stored runs go on.
+With :class:`plan.RunSettings` the dataclasses are the single source of names, types and defaults; the files in
+``configs/`` only override them, and :mod:`runs.validation` checks them. A new key needs a neutral value
+(:mod:`runs.keys`), so that stored runs go on.
 """
 
 from dataclasses import dataclass, field
 from typing import Any
 
-from plan import HookKeys
 from runs.keys import facts
 
 FOLDER_KINDS = ("ldm", "adm", "diffusers")
@@ -179,50 +179,6 @@ class CompatSettings:
     quantize_in_decode: bool = False
     inner_end: str = "zero"
     ratio_counts_end: bool = False
-
-
-@dataclass
-class RunSettings(HookKeys):
-    """Everything that ``posterior_sample.py`` can be told.
-
-    Attributes:
-        name: name of the run; its results are ``<save_dir>/<name>/``.
-        save_dir: folder of all results.
-        seed: of every random stream.
-        num_samples: particles a measurement.
-        particle_ids: run only these particles; null means all. Each is exactly as in the full batch as long as nothing
-            couples particles (repulsion, pruning, resampling, restarts, crossover, ``optimization_best``).
-        use_tpu: run on a TPU (needs torch_xla).
-        device: ``auto``, ``cpu`` or ``cuda``.
-        gpu: index of the CUDA device.
-        precision: ``float32``; or ``bfloat16`` or ``float16`` inside the networks.
-        selection_rule: how the answer is chosen without the truth, see :mod:`evaluation.selection`; ``posterior`` takes
-            tau from ``optimization_tau``.
-        decode_batch: decode and differentiate at most this many particles at once, to save memory; null: all.
-        save_trajectory: write the trajectory figures.
-        hooks: hooks of your own: ``package.module:Name``, or ``{target: ..., options: {...}}``.
-        on_error: an input that cannot be read is named and left out (``continue``), or ends the run (``stop``).
-    """
-
-    name: str = field(default="demo", metadata=facts(identity=False))
-    save_dir: str = field(default="results", metadata=facts(identity=False))
-    seed: int = 42
-    num_samples: int = 4
-    particle_ids: list[int] | None = None
-    use_tpu: bool = field(default=False, metadata=facts(identity=False))
-    device: str = field(default="auto", metadata=facts(identity=False))
-    gpu: int = field(default=0, metadata=facts(identity=False))
-    precision: str = "float32"
-    selection_rule: str = "loss"
-    decode_batch: int | None = None
-    save_trajectory: bool = field(default=True, metadata=facts(identity=False))
-    hooks: list[Any] = field(default_factory=list, metadata=facts(neutral=[]))
-    on_error: str = field(default="continue", metadata=facts(identity=False))
-    data: DataSettings = field(default_factory=DataSettings)
-    model: ModelSettings = field(default_factory=ModelSettings)
-    task: TaskSettings = field(default_factory=TaskSettings)
-    sampler: SamplerConfig = field(default_factory=SamplerConfig)
-    compat: CompatSettings = field(default_factory=CompatSettings)
 
 
 def operator_arguments(task: TaskSettings) -> dict[str, float]:

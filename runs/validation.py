@@ -5,19 +5,11 @@ from diffusion.paths import ENDS, PATHS
 from diffusion.pfode import SOLVERS
 from evaluation.selection import RULES
 from operators.magnitudes import FORMS, ORIGINS
-from plan import check_hooks, check_own_hooks
+from plan import RunSettings, check_hooks, check_own_hooks, follow_family, resolve_chain
 from runs.checks import Checks, SettingsError
 from runs.device import DEVICES
-from runs.family import follow_family, resolve_chain
 from runs.operators import OPERATORS, check_options
-from runs.settings import (
-    FOLDER_KINDS,
-    DataSettings,
-    ModelSettings,
-    RunSettings,
-    TaskSettings,
-    operator_arguments,
-)
+from runs.settings import FOLDER_KINDS, DataSettings, ModelSettings, TaskSettings, operator_arguments
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 DATA_KINDS = ("demo", "folder", "npz")

@@ -1,13 +1,14 @@
 """Runs on the analytic problem with the hooks that a configuration asks for."""
 
+import dataclasses
+
 import torch
 from sampler_support import LEVELS, SIGMA_MAX, SIGMA_MIN, Recorder, loop, measurement, problem, settings
 
 from diffusion.paths import edm_path
-from plan import build_plan
+from plan import RunSettings, build_plan
 from runs.phases import ClockHook, PhaseClock
 from runs.rng import ParticleStreams
-from runs.settings import RunSettings
 from sampler import Info
 
 CPU, IDS = torch.device("cpu"), [0, 1, 2, 3]
@@ -24,7 +25,7 @@ def planned(**keys):
 
 def plan_for(prior, operator, path=PATH, **keys):
     """The plan of these keys for a prior and an operator."""
-    return build_plan(RunSettings(**keys), prior, operator, path, CPU)
+    return build_plan(RunSettings(**keys), prior, operator, dataclasses.replace(settings(), path=path), CPU)
 
 
 def planned_run(**keys):

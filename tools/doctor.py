@@ -33,7 +33,7 @@ from runs.installation import (
 )
 
 if TYPE_CHECKING:  # torch and Hydra may be what is missing
-    from runs.settings import RunSettings
+    from plan import RunSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAM, WIDTH, INDENT = "doctor.py", 116, 11
@@ -85,9 +85,9 @@ def read_settings(overrides: list[str]) -> "RunSettings":
     """
     from omegaconf import OmegaConf
 
+    from plan import RunSettings
     from runs.checks import SettingsError
     from runs.command_line import check_overrides, compose_config, fail, register
-    from runs.settings import RunSettings
     from runs.validation import validate
 
     register("run_settings", RunSettings)
@@ -110,7 +110,7 @@ def device_findings(settings: "RunSettings") -> Iterable[Finding]:
     from runs.device import choose_device
 
     try:
-        device = choose_device(settings)
+        device = choose_device(settings.device, settings.gpu, settings.use_tpu)
     except SettingsError as error:
         yield Finding(PROBLEM, str(error))
         return
@@ -141,8 +141,8 @@ def prior_findings(settings: "RunSettings", model: str) -> Iterable[Finding]:
     fetch = card.command() if card is not None and settings.model.path in card.model_paths() else None
     started = time.perf_counter()
     try:
-        device = choose_device(settings)
-        prior = build_prior(settings, device)
+        device = choose_device(settings.device, settings.gpu, settings.use_tpu)
+        prior = build_prior(settings.model, settings.compat, settings.precision, settings.decode_batch, device)
     except (PriorError, SettingsError) as error:
         yield Finding(PROBLEM, f"cannot be loaded: {error}", fetch)
         return

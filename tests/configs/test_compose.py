@@ -9,12 +9,12 @@ from omegaconf import OmegaConf
 import posterior_sample  # noqa: F401 (registers the schema)
 import train_prior  # noqa: F401 (registers the schema)
 from operators.operator import Operator
-from runs.build import build_operator, build_sampler_settings
+from plan import RunSettings, follow_family, loop_settings, resolve_chain
+from runs.build import build_operator
 from runs.checks import SettingsError
 from runs.command_line import CONFIG_DIR, compose_config
-from runs.family import follow_family, resolve_chain
 from runs.operators import operator_of_image
-from runs.settings import CompatSettings, RunSettings
+from runs.settings import CompatSettings
 from runs.validation import validate
 from training.settings import TrainingSettings
 from training.settings import validate as validate_training
@@ -46,7 +46,7 @@ def test_option(option):
     run = settings(f"{group}={name}", *NEEDS.get(option, []))
     assert isinstance(run, RunSettings)
     validate(run)
-    sampler, run = build_sampler_settings(run), follow_family(run)
+    sampler, run = loop_settings(run), follow_family(run)
     assert sampler.path[0] == run.sampler.annealing.sigma_max and sampler.path[-1] == 0
     assert sampler.num_levels == run.sampler.annealing.num_steps
     chain = resolve_chain(run)
@@ -76,7 +76,7 @@ def test_every_sampler_fits_every_family(sampler, family):
 
 
 def test_the_default_sampler_calls_the_decoder_at_most_900_times():
-    run = settings()
+    run = follow_family(settings())
     assert run.sampler.annealing.num_steps * resolve_chain(run).num_steps <= 900
 
 
@@ -105,7 +105,7 @@ def test_each_switch_of_compat_daps_can_be_overridden(key):
 
 
 def test_compat_reaches_the_sampler():
-    ours, daps = (build_sampler_settings(settings(f"compat={c}")) for c in ("none", "daps"))
+    ours, daps = (loop_settings(settings(f"compat={c}")) for c in ("none", "daps"))
     assert (ours.likelihood_half, ours.gradient_clamp, ours.ratio_counts_end) == (True, None, False)
     assert (daps.likelihood_half, daps.gradient_clamp, daps.ratio_counts_end) == (False, 1.0, True)
     last = ours.num_levels - 1

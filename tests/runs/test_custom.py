@@ -122,6 +122,7 @@ def test_the_command_line_tells_it_before_anything_is_written(lab):
     outcome = reconstruct(
         "model=stationary_gaussian",
         "model.options.side=8",
+        "sampler=pixel_daps",
         "task=custom",
         "task.target=lab_halves:Halves",
         "+task.options.fault=call",

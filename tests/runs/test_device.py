@@ -10,7 +10,6 @@ from tiny import reconstruct
 from runs import device as devices
 from runs.checks import Checks, SettingsError
 from runs.device import choose_device, slow_precision
-from runs.settings import RunSettings
 
 CPU = torch.device("cpu")
 
@@ -35,7 +34,7 @@ def xla(monkeypatch):
 
 def test_a_tpu_that_is_there(xla):
     xla("TPU")
-    assert choose_device(RunSettings(use_tpu=True)).type == "meta"
+    assert choose_device("auto", use_tpu=True).type == "meta"
 
 
 @pytest.mark.parametrize(
@@ -44,13 +43,13 @@ def test_a_tpu_that_is_there(xla):
 def test_torch_xla_without_a_tpu_is_refused(xla, kind, words):
     xla(kind)
     with pytest.raises(SettingsError, match=f"use_tpu=true: {words}"):
-        choose_device(RunSettings(use_tpu=True))
+        choose_device("auto", use_tpu=True)
 
 
 def test_a_tpu_and_another_device_contradict_each_other(xla):
     xla("TPU")
     with pytest.raises(SettingsError, match="use_tpu=true and device=cpu contradict"):
-        choose_device(RunSettings(use_tpu=True, device="cpu"))
+        choose_device("cpu", use_tpu=True)
 
 
 @pytest.mark.parametrize(

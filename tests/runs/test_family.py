@@ -5,11 +5,11 @@ from omegaconf import OmegaConf
 from tiny_checkpoints import checkpoints  # noqa: F401 (fixture)
 
 import posterior_sample  # noqa: F401 (registers the schema)
-from runs.build import build_sampler_settings
+from plan import follow_family, loop_settings, resolve_chain
 from runs.checks import SettingsError
 from runs.command_line import compose_config
 from runs.config_hash import config_sha256
-from runs.family import follow_family, followed_config, resolve_chain
+from runs.family import followed_config
 from runs.validation import validate
 
 ANNEALING = {"pixel": (200, 100.0, 0.1), "ldm": (50, 10.0, 0.1), "sd": (50, 10.0, 0.1)}
@@ -52,7 +52,7 @@ def test_naming_the_model_is_enough(model, family):
     found = chain.kernel, chain.num_steps, chain.step_size, chain.step_size_min_ratio, chain.momentum
     assert found == MCMC[family]
     assert chain.tau == pytest.approx(0.01 / 2**0.5)
-    built = build_sampler_settings(run)
+    built = loop_settings(run)
     assert (built.num_levels, built.path[0].item()) == ANNEALING[family][:2]
 
 
@@ -102,8 +102,9 @@ def test_following_twice_changes_nothing():
     once = follow_family(settings("model=ffhq256ddpm"))
     assert follow_family(once) == once
     assert once.sampler.families == {}
-    plain = settings()
+    plain = settings("sampler=latent_daps_small")
     assert follow_family(plain) == plain
+    assert follow_family(settings()) == plain
 
 
 @pytest.mark.parametrize("model", ["custom", "ffhq256ldm"])
@@ -115,9 +116,8 @@ def test_an_unknown_family_is_told(model):
 def test_the_hash_knows_the_values_and_not_the_way_to_them():
     def hashed(*overrides):
         config = compose_config("config", list(overrides))
-        return config_sha256(
-            followed_config(OmegaConf.to_container(config), follow_family(OmegaConf.to_object(config)))
-        )
+        own = follow_family(OmegaConf.to_object(config))
+        return config_sha256(followed_config(OmegaConf.to_container(config), own.model, own.sampler))
 
     custom = ("model=custom", "model.target=mine:prior")
     assert hashed(*custom) == hashed(*custom, "sampler=latent_daps_small")
@@ -126,7 +126,7 @@ def test_the_hash_knows_the_values_and_not_the_way_to_them():
 
 
 def test_keys_at_their_defaults_leave_the_hash_as_it_was():
-    config = OmegaConf.to_container(compose_config("config", []))
+    config = OmegaConf.to_container(compose_config("config", ["sampler=latent_daps_small"]))
     older = {k: v for k, v in config.items() if k not in ("model", "sampler", "task")}
     older["model"] = {k: config["model"][k] for k in ("kind", "path", "target", "options", "family")}
     older["sampler"] = {k: config["sampler"][k] for k in ("annealing", "ode", "mcmc")}

@@ -9,13 +9,13 @@ import yaml
 from omegaconf import OmegaConf
 
 import posterior_sample  # noqa: F401 (registers the schema)
+from plan import RunSettings, follow_family
 from runs.checks import SettingsError
 from runs.command_line import compose_config
 from runs.config_hash import changed_keys, config_sha256, identity
-from runs.family import follow_family, followed_config
+from runs.family import followed_config
 from runs.keys import facts
 from runs.record import RunFolder
-from runs.settings import RunSettings
 
 STORED = yaml.safe_load((Path(__file__).parents[1] / "stored" / "config_2b9fc01.yaml").read_text())
 SHA256_2B9FC01 = "e9ef9572363fad8adbecc8c06f7108b84a2fefb500d67c5f70b59ddcec9d5dbf"
@@ -26,7 +26,7 @@ QUICK = ["num_samples=1", "sampler.annealing.num_steps=3", "sampler.mcmc.num_ste
 def today(*overrides):
     config = compose_config("config", [*QUICK, *overrides])
     settings = follow_family(OmegaConf.to_object(config))
-    return followed_config(OmegaConf.to_container(config, resolve=True), settings)
+    return followed_config(OmegaConf.to_container(config, resolve=True), settings.model, settings.sampler)
 
 
 def test_a_run_stored_by_an_earlier_version_is_the_same_run_today():

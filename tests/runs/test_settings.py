@@ -5,10 +5,10 @@ import pytest
 from omegaconf import OmegaConf
 
 import posterior_sample  # noqa: F401 (registers the schema)
+from plan import resolve_chain
 from runs.checks import SettingsError
 from runs.command_line import compose_config
 from runs.config_hash import config_sha256
-from runs.family import resolve_chain
 from runs.settings import ChainConfig
 from runs.validation import validate
 
@@ -23,7 +23,10 @@ IGNORED = {
     "data.start_id",
     "data.end_id",
 }
-CONFIG = compose_config("config", ["sampler.annealing.sigma_min=0.1"])  # the range of each key leans on it
+WITHOUT_NULLS = "sampler=latent_daps_small"
+CONFIG = compose_config(
+    "config", [WITHOUT_NULLS, "sampler.annealing.sigma_min=0.1"]
+)  # the range of each key leans on it
 CONTAINER = OmegaConf.to_container(CONFIG, resolve=True)
 
 

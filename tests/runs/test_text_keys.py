@@ -5,8 +5,8 @@ from omegaconf import OmegaConf
 
 import posterior_sample  # noqa: F401 (registers the schema)
 import train_prior  # noqa: F401
+from plan import RunSettings
 from runs.command_line import compose_config, literal
-from runs.settings import RunSettings
 from runs.text_keys import quote_text, text_keys
 
 TYPED = [

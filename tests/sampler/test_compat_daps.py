@@ -13,7 +13,8 @@ from tiny_checkpoints import write_card, write_ldm_ffhq
 
 import posterior_sample  # noqa: F401 (registers the schema)
 from operators.phase_retrieval import PhaseRetrieval
-from runs.build import build_prior, build_sampler_settings
+from plan import loop_settings
+from runs.build import build_prior
 from runs.command_line import compose_config
 from runs.rng import ParticleStreams
 from sampler import Info, LatentDAPS
@@ -81,8 +82,8 @@ def prepare(folder, steps=STEPS):
     model = ("model=ffhq256ldm", f"model.path={folder}")
     config = compose_config("config", [*model, "compat=daps", f"sampler.mcmc.num_steps={steps}"])
     settings = OmegaConf.to_object(config)
-    prior = build_prior(settings, torch.device("cpu"))
-    return prior, build_sampler_settings(settings, prior), PhaseRetrieval(2.0, NOISE)
+    prior = build_prior(settings.model, settings.compat, "float32", None, torch.device("cpu"))
+    return prior, loop_settings(settings, prior.is_pixel), PhaseRetrieval(2.0, NOISE)
 
 
 def compare(folder, level, steps=STEPS):
@@ -132,6 +133,6 @@ pixel = pixel_timestep
 def test_pixel_priors_are_not_clamped(checkpoints):
     overrides = ["model=ffhq256ddpm", f"model.path={checkpoints['adm']}", "compat=daps"]
     settings = OmegaConf.to_object(compose_config("config", overrides))
-    prior = build_prior(settings, torch.device("cpu"))
-    assert build_sampler_settings(settings).gradient_clamp == 1.0
-    assert build_sampler_settings(settings, prior).gradient_clamp is None
+    prior = build_prior(settings.model, settings.compat, "float32", None, torch.device("cpu"))
+    assert loop_settings(settings).gradient_clamp == 1.0
+    assert loop_settings(settings, prior.is_pixel).gradient_clamp is None

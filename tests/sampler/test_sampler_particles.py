@@ -50,8 +50,8 @@ def test_phase_retrieval_particles_are_runs_of_one():
 
 def test_children_are_numbered_after_all_particles_of_the_run():
     """Also where this process runs some of them only."""
-    loop = LatentDAPS(*problem(), settings())
-    start = loop.start(measurement(), ParticleStreams(42, 0), [0, 2], first_child_id=4)
+    loop = LatentDAPS(*problem(), settings(), first_child_id=4)
+    start = loop.start(measurement(), ParticleStreams(42, 0), [0, 2])
     first = start.children([1, 0, 1])
     assert (first.ids, first.parent_id.tolist()) == ([4, 5, 6], [2, 0, 2])
     assert start.join(first).children([0]).ids == [7]
