@@ -9,6 +9,7 @@ undisturbed run. Full, write-protected and crowded disks are small file systems 
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -168,9 +169,12 @@ OTHERS = {
 
 def words(output: str) -> str:
     """What is printed that an undisturbed run does not print."""
+    row = re.compile(r"\S+ {4,}\S")
     usual = ("LPIPS", "finished before", "%,", "level", "results in", "PSNR in dB", "image  ", "   -")
     lines = output.replace("\r", "\n").splitlines()
-    strange = [line for line in lines if line.strip() and not any(word in line for word in usual)]
+    strange = [
+        line for line in lines if line.strip() and not row.match(line) and not any(word in line for word in usual)
+    ]
     return " / ".join(strange[:2]) or "nothing"
 
 
