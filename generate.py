@@ -1,79 +1,138 @@
-"""Draw images from a prior: the probability-flow ODE from pure noise.
+"""Draw images from any prior: the probability-flow ODE from pure noise.
 
-python generate.py --model assets/cats64 --count 16 --out results/samples.png
+python generate.py                                                     # 16 cats, results/samples.png
+python generate.py model=embedded model.path=assets/dogs64 count=64 out=results/dogs
+python generate.py model=diffusers model.path=FOLDER device=cuda
 """
 
-if __name__ == "__main__":  # before torch is loaded
-    from runs.start_up import begin
+from runs.start_up import begin, exit_stopped, loading, ready
 
-    begin("generate.py")
+PROGRAM = "generate.py"
+if __name__ == "__main__":
+    begin(PROGRAM)
 
-import argparse
-import sys
-from pathlib import Path
+import shlex  # noqa: E402
+import sys  # noqa: E402
+from dataclasses import dataclass, field  # noqa: E402
+from pathlib import Path  # noqa: E402
 
-import torch
+import hydra  # noqa: E402
+from omegaconf import DictConfig, OmegaConf  # noqa: E402
 
-from diffusion.paths import edm_path
-from diffusion.pfode import DiffusionPFODE
-from priors.embedded import load_embedded
-from priors.prior import Prior, PriorError
-from runs.plots import contact_sheet, save_png
-from runs.rng import stream
-from runs.start_up import exit_stopped, ready
+from priors.errors import PriorError  # noqa: E402
+from runs.checks import Checks, DataError, SettingsError  # noqa: E402
+from runs.command_line import CONFIG_DIR, fail, member, register, run  # noqa: E402
+from runs.settings import CompatSettings, ModelSettings  # noqa: E402
+from runs.statuses import DISK, FAILED, StoppedError, disk_fault  # noqa: E402
 
-SIGMA_MAX, SIGMA_MIN = 40.0, 0.01
-
-
-def draw(prior: Prior, count: int, seed: int, num_steps: int = 40) -> torch.Tensor:
-    """Samples ``(count, C, H, W)`` in [-1, 1]; sample ``i`` depends on ``seed`` and ``i`` only."""
-    noise = torch.stack([torch.randn(prior.latent_shape, generator=stream(seed, i, "generate")) for i in range(count)])
-    ode = DiffusionPFODE(prior.denoiser, "heun")
-    with torch.no_grad():
-        z = ode.solve(SIGMA_MAX * noise, edm_path(num_steps, SIGMA_MAX, SIGMA_MIN))
-    return prior.decode(z).clamp(-1, 1)
+OLD_FLAGS = {"--model": "model.path", "--count": "count", "--seed": "seed", "--out": "out"}
 
 
-def draw_samples(prior: Prior, path: Path, seed: int, count: int = 32) -> None:
-    """A grid of samples as PNG."""
-    images = draw(prior, count, seed)
-    tiles = [(image, str(i), False) for i, image in enumerate(images)]
-    contact_sheet(
-        path, [tiles[i : i + 8] for i in range(0, count, 8)], f"samples of {prior.name} (synthetic), seed {seed}"
-    )
+@dataclass
+class GenerateSettings:
+    """Everything that ``generate.py`` can be told.
+
+    Attributes:
+        count: how many images; image i depends on ``seed`` and i only.
+        seed: of the noise.
+        num_steps: steps of the ODE, two network calls each.
+        out: a PNG for one grid, or a folder for single images.
+        save_dir: where a sweep keeps its own files.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        gpu: index of the CUDA device.
+        use_tpu: run on a TPU (needs torch_xla).
+        precision: ``float32``; or ``bfloat16`` or ``float16`` inside the networks.
+        decode_batch: decode at most this many images at once, to save memory; null: all.
+        model: the prior.
+        compat: conventions of the official code.
+    """
+
+    count: int = 16
+    seed: int = 42
+    num_steps: int = 40
+    out: str = "results/samples.png"
+    save_dir: str = "results"
+    device: str = "auto"
+    gpu: int = 0
+    use_tpu: bool = False
+    precision: str = "float32"
+    decode_batch: int | None = None
+    model: ModelSettings = field(default_factory=ModelSettings)
+    compat: CompatSettings = field(default_factory=CompatSettings)
 
 
-def write(prior: Prior, out: Path, seed: int, count: int) -> None:
-    """One grid if ``out`` ends in ``.png``, else a folder of single images."""
-    single = out.suffix != ".png"
-    (out if single else out.parent).mkdir(parents=True, exist_ok=True)
-    if not single:
-        draw_samples(prior, out, seed, count)
-        return
-    for index, image in enumerate(draw(prior, count, seed)):
-        save_png(out / f"{index:05d}.png", image)
+register("generate_settings", GenerateSettings)
 
 
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description="Draw images from a prior.")
-    parser.add_argument("--model", type=Path, default=Path(__file__).parent / "assets" / "cats64")
-    parser.add_argument("--count", type=int, default=16)
-    parser.add_argument("--seed", type=int, default=42)
-    parser.add_argument(
-        "--out", type=Path, default=Path("results/samples.png"), help="a PNG, or a folder for single images"
-    )
-    arguments = parser.parse_args()
-    if arguments.count < 1:
-        parser.error(f"--count {arguments.count}: must be at least 1")
+def validate(settings: GenerateSettings) -> None:
+    """Check every value.
+
+    Raises:
+        SettingsError: with one line a problem.
+    """
+    from runs.validation import DEVICES, PRECISIONS, check_model
+
+    checks = Checks()
+    checks.number("count", settings.count, 1, 1_000_000)
+    checks.number("seed", settings.seed, 0)
+    checks.number("num_steps", settings.num_steps, 1, 100_000)
+    checks.number("gpu", settings.gpu, 0)
+    checks.choice("device", settings.device, DEVICES)
+    checks.choice("precision", settings.precision, PRECISIONS)
+    checks.require(bool(settings.out.strip()), "out='': name a PNG or a folder")
+    if settings.decode_batch is not None:
+        checks.number("decode_batch", settings.decode_batch, 1)
+    check_model(settings.model, checks)
+    checks.finish()
+
+
+def generate(settings: GenerateSettings) -> None:
+    """Load the prior, draw, write."""
+    validate(settings)
+    from runs.build import build_prior
+    from runs.device import choose_device
+    from runs.draw import draw, write
+
+    device = choose_device(settings.device, settings.gpu, settings.use_tpu)
+    prior = build_prior(settings.model, settings.compat, settings.precision, settings.decode_batch, device)
+    images = draw(prior, settings.count, settings.seed, settings.num_steps, device)
+    if not images.isfinite().all():
+        raise StoppedError(f"the images of {prior.name} hold numbers that are not finite; try precision=float32")
+    write(prior, images, Path(settings.out), settings.seed)
+    print(f"{settings.count} images of {prior.name}: {settings.out}")
+
+
+def old_flags(arguments: list[str]) -> str | None:
+    """A sentence with the new command where ``arguments`` are those of the older ``--model X --count N``."""
+    if not any(a.partition("=")[0] in OLD_FLAGS for a in arguments):
+        return None
+    words, keys = [w for a in arguments for w in (a.split("=", 1) if a.startswith("--") else [a])], []
+    for flag, value in zip(words, [*words[1:], ""], strict=True):
+        if flag in OLD_FLAGS:
+            keys += ["model=embedded"] * (flag == "--model") + [f"{OLD_FLAGS[flag]}={value}"]
+    return f"takes keys instead of flags now: python {PROGRAM} {shlex.join(keys)}"
+
+
+@hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="generate")
+@member(PROGRAM)
+def main(config: DictConfig) -> None:
+    """Compose, check and draw; errors end in one sentence and a non-zero status."""
     try:
-        write(load_embedded(arguments.model), arguments.out, arguments.seed, arguments.count)
-    except (PriorError, OSError) as error:
-        sys.exit(f"generate.py: {error}")
+        with loading():
+            import torch  # noqa: F401  (the slow part)
+        generate(OmegaConf.to_object(config))
+    except (SettingsError, DataError, PriorError) as error:
+        fail(PROGRAM, str(error))
+    except StoppedError as error:
+        fail(PROGRAM, str(error), FAILED)
+    except OSError as error:
+        fail(PROGRAM, disk_fault(error), DISK)
     except KeyboardInterrupt as stop:
-        exit_stopped("generate.py", stop, "images that are written are kept")
+        exit_stopped(PROGRAM, stop, "images that are written are kept")
 
 
 if __name__ == "__main__":
     ready()
-    main()
+    if (sentence := old_flags(sys.argv[1:])) is not None:
+        fail(PROGRAM, sentence)
+    run(PROGRAM, "generate", main)

@@ -19,12 +19,12 @@ import hydra
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from generate import draw_samples
 from priors.autoencoder import KLAutoencoder
 from priors.embedded import read_config
 from priors.prior import PriorError
 from runs.checks import DataError, SettingsError
 from runs.command_line import CONFIG_DIR, exit_stopped, fail, member, register, run
+from runs.draw import draw_samples
 from runs.start_up import ready
 from runs.statuses import DISK, FAILED, disk_fault
 from training.autoencoder import build as build_autoencoder

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, open_dict
 from runs.text_keys import quote_text
 
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "configs"
-CONFIGS = {"config": "run_settings", "train_prior": "training_settings"}
+CONFIGS = {"config": "run_settings", "train_prior": "training_settings", "generate": "generate_settings"}
 SCHEMAS: dict[str, type] = {}
 """Registered schemas by name."""
 

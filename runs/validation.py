@@ -32,7 +32,7 @@ def validate(settings: RunSettings) -> None:
     check_hooks(settings, settings.num_samples, checks)
     check_own_hooks(settings.hooks, checks)
     _check_parts(settings, checks)
-    _check_model(settings.model, checks)
+    check_model(settings.model, checks)
     try:
         _check_sampler(follow_family(settings), checks)
     except SettingsError as error:
@@ -107,7 +107,8 @@ def _check_convention(data: DataSettings, task: TaskSettings, checks: Checks) ->
         )
 
 
-def _check_model(model: ModelSettings, checks: Checks) -> None:
+def check_model(model: ModelSettings, checks: Checks) -> None:
+    """Report what no prior could be loaded with."""
     from_folder = model.kind in FOLDER_KINDS
     if model.family is not None:  # else the missing folder is told where its family is looked for
         checks.require(not from_folder or bool(model.path), "model.path is not set: folder of a converted checkpoint")

@@ -114,7 +114,7 @@ def captured(function):
 def command(program, *arguments):
     """``python <program>.py ARGUMENTS`` in this process."""
     module = importlib.import_module(program)
-    configured = {"posterior_sample": "config", "train_prior": "train_prior"}
+    configured = {"posterior_sample": "config", "train_prior": "train_prior", "generate": "generate"}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [f"{program}.py", *map(str, arguments)])
         if program in configured:

@@ -1,16 +1,26 @@
+import shlex
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from tiny import command
+from tiny_checkpoints import checkpoints  # noqa: F401 (fixture)
 
-from generate import draw
+import generate
+from priors.checkpoint import load_checkpoint
+from priors.diffusers_folder import LoadOptions, open_folder
 from priors.embedded import load_embedded
+from runs.draw import SIGMA_MAX, draw, largest_sigma
 
 
 @pytest.fixture(scope="module")
 def prior(tiny_prior):
     return load_embedded(tiny_prior)
+
+
+def embedded(tiny_prior, *more):
+    return command("generate", "model=embedded", f"model.path={tiny_prior}", "device=cpu", "num_steps=4", *more)
 
 
 def test_a_sample_depends_on_seed_and_index_only(prior):
@@ -31,25 +41,75 @@ def test_drawing_leaves_the_global_generator_alone(prior):
 
 
 def test_a_grid_or_single_images(tiny_prior, tmp_path):
-    assert command("generate", "--model", tiny_prior, "--count", 3, "--out", tmp_path / "a" / "grid.png").status == 0
+    assert embedded(tiny_prior, "count=3", f"out={tmp_path}/a/grid.png").status == 0
     assert Image.open(tmp_path / "a" / "grid.png").width > 300
-    assert command("generate", "--model", tiny_prior, "--count", 2, "--out", tmp_path / "b").status == 0
+    assert embedded(tiny_prior, "count=2", f"out={tmp_path}/b").status == 0
     assert sorted(p.name for p in (tmp_path / "b").iterdir()) == ["00000.png", "00001.png"]
-    assert command("generate", "--model", tiny_prior, "--count", 1, "--out", tmp_path / "c").status == 0
+    assert embedded(tiny_prior, "count=1", f"out={tmp_path}/c").status == 0
     one, two = (np.asarray(Image.open(tmp_path / f / "00000.png"), dtype=int) for f in "bc")
     assert np.abs(one - two).max() <= 1
 
 
-def test_bad_input(tiny_prior, tmp_path):
-    (tmp_path / "file").write_text("mine")
-    cases = (
-        (["--count", 0], "--count 0"),
-        (["--model", tmp_path / "nothing"], "no prior in"),
-        (["--out", tmp_path / "file"], "file"),
-        (["--out", tmp_path / "file" / "grid.png"], "file"),
+@pytest.mark.parametrize("name", ["adm", "ldm_ffhq", "ddpm", "stable_diffusion"])
+def test_any_prior_can_be_drawn_from(checkpoints, tmp_path, name):  # noqa: F811
+    kind = {"adm": "ffhq256ddpm", "ldm_ffhq": "ffhq256ldm"}.get(name, "diffusers")
+    out = tmp_path / "images"
+    outcome = command(
+        "generate", f"model={kind}", f"model.path={checkpoints[name]}", "count=2", "num_steps=2", f"out={out}"
     )
-    for arguments, fragment in cases:
-        outcome = command("generate", "--model", tiny_prior, "--count", 1, *arguments)
-        assert outcome.status != 0
-        assert fragment in outcome.err and "Traceback" not in outcome.err
+    assert outcome.status == 0, outcome.err
+    assert len(list(out.iterdir())) == 2
+
+
+def test_a_custom_prior_is_drawn_from_its_own_distribution(tmp_path):
+    options = ("model.options.side=16", "model.options.std=0.05", "model.options.mean=0.4", "model.options.channels=1")
+    outcome = command("generate", "model=stationary_gaussian", *options, "count=8", f"out={tmp_path}/x")
+    assert outcome.status == 0, outcome.err
+    pixels = np.stack([np.asarray(Image.open(p), dtype=float) for p in sorted((tmp_path / "x").iterdir())])
+    assert pixels.mean() / 127.5 - 1 == pytest.approx(0.4, abs=0.1) and 0.01 < pixels.std() / 127.5 < 0.15
+
+
+def test_the_ode_begins_where_the_network_was_trained(prior, checkpoints):  # noqa: F811
+    assert largest_sigma(prior) == SIGMA_MAX
+    folder = open_folder(str(checkpoints["stable_diffusion"]), checkpoints["stable_diffusion"].parent)
+    for scale in (1.0, 3.0):
+        options = LoadOptions(torch.device("cpu"), torch.float32, guidance_scale=scale)
+        assert largest_sigma(load_checkpoint(folder, "diffusers", options)) == pytest.approx(14.6, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fragment"),
+    [
+        (["count=0"], "count=0: must be at least 1"),
+        (["num_steps=0"], "num_steps=0"),
+        (["precision=float8"], "precision=float8: allowed are"),
+        (["model.path=NOTHING"], "no prior in"),
+        (["out=FILE"], "file"),
+        (["out=FILE/grid.png"], "file"),
+        (["sampler=daps"], "sampler"),
+        (["model=absent"], "model=absent: allowed are"),
+    ],
+)
+def test_bad_input(tiny_prior, tmp_path, arguments, fragment):
+    (tmp_path / "file").write_text("mine")
+    own = [a.replace("FILE", f"{tmp_path}/file").replace("NOTHING", f"{tmp_path}/nothing") for a in arguments]
+    outcome = embedded(tiny_prior, "count=1", *own)
+    assert outcome.status != 0
+    assert fragment in outcome.err and "Traceback" not in outcome.err
     assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("old", "keys"),
+    [
+        ("--model assets/dogs64 --count 3", "model=embedded model.path=assets/dogs64 count=3"),
+        ("--out=a.png --seed 7", "out=a.png seed=7"),
+        ("--out 'my cats'", "'out=my cats'"),
+    ],
+)
+def test_old_flags_are_answered_with_the_new_command(old, keys):
+    assert generate.old_flags(shlex.split(old)) == f"takes keys instead of flags now: python generate.py {keys}"
+
+
+def test_keys_and_hydras_own_options_are_no_old_flags():
+    assert generate.old_flags(["count=3", "--multirun", "--help", "out=--model"]) is None

@@ -14,7 +14,7 @@ STOPS = {signal.SIGINT: (130, "interrupted"), signal.SIGTERM: (143, "terminated"
 LONG = {
     "posterior_sample.py": ["save_dir=out"],
     "train_prior.py": ["images=assets", "save_dir=out"],
-    "generate.py": ["--count", "64", "--out", "x.png"],
+    "generate.py": ["count=64", "out=x.png"],
 }
 STARTS = [("posterior_sample.py", signal.SIGINT, delay) for delay in (0.0, 0.1, 0.3, 0.6, 1.0, 3.0)]
 STARTS += [("posterior_sample.py", signal.SIGTERM, delay) for delay in (0.1, 1.0)]
@@ -90,7 +90,7 @@ def test_a_program_that_was_told_to_ignore_signals_does(tmp_path):
     """As a shell does for what it starts in the background."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        process = start("generate.py", "--count", "0", cwd=tmp_path)  # refused once everything is loaded
+        process = start("generate.py", "count=0", cwd=tmp_path)  # refused once everything is loaded
     finally:
         signal.signal(signal.SIGINT, before)
     time.sleep(0.5)
