@@ -1,11 +1,14 @@
 """What the measurement says of latents: the data loss of their images, and its gradient."""
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from operators.operator import Objective, Operator
-from priors.prior import Prior
+if TYPE_CHECKING:
+    from operators.operator import Objective, Operator
+    from priors.prior import Prior
 
 
 class DataTerm:

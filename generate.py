@@ -5,6 +5,8 @@ python generate.py model=embedded model.path=assets/dogs64 count=64 out=results/
 python generate.py model=diffusers model.path=FOLDER device=cuda
 """
 
+from __future__ import annotations
+
 from runs.start_up import begin, exit_stopped, loading, ready
 
 PROGRAM = "generate.py"

@@ -10,16 +10,21 @@ or after ``max_iters``. A stopped particle is taken out of the batch: it does no
 score has no potential to watch, and the data loss may rise on the way: the second runs for ``max_iters``.
 """
 
+from __future__ import annotations
+
 from collections import deque
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 from data_term import DataTerm
-from diffusion.denoiser import score
-from diffusion.mcmc import per_particle
-from operators.operator import Operator
-from priors.prior import Prior
+from diffusion.levels import per_particle
+from diffusion.score import score
+
+if TYPE_CHECKING:
+    from operators.operator import Operator
+    from priors.prior import Prior
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ class Moments:
     first: torch.Tensor
     second: torch.Tensor
 
-    def __getitem__(self, rows: torch.Tensor) -> "Moments":
+    def __getitem__(self, rows: torch.Tensor) -> Moments:
         return Moments(self.first[rows], self.second[rows])
 
 
@@ -106,7 +111,7 @@ def inner(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 def optimise(
     z: torch.Tensor,
-    objective: "ParticleObjective",
+    objective: ParticleObjective,
     floor: torch.Tensor,
     settings: DescentSettings,
     with_change: bool = False,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -19,21 +19,22 @@ import resample_opt
 import resampling
 import restarts
 import symmetry
-from operators.operator import Operator
-from priors.prior import Prior
 from runs import own_hooks, starts
-from runs.build import build_sampler_settings
 from runs.checks import Checks, SettingsError
 from runs.family import fill_chain, fill_sampler
 from runs.hook_keys import Asked, cut, flat_class
 from runs.hook_setup import Setup
 from runs.keys import facts
 from runs.phases import PhaseClock, PhaseHook
-from runs.rng import ParticleStreams
 from runs.settings import ChainConfig, CompatSettings, DataSettings, ModelSettings, SamplerConfig, TaskSettings
 from runs.starts import WarmStart, build_start
-from sampler import LatentDAPS, SamplerSettings
+from sampler import LatentDAPS, SamplerSettings, build_sampler_settings
 from state import NUM_TIMESTEPS, Hook, Info, Start
+
+if TYPE_CHECKING:
+    from operators.operator import Operator
+    from priors.prior import Prior
+    from runs.rng import ParticleStreams
 
 HOOKS = (repulsion, resampling, symmetry, pruning, restarts, resample_opt)
 """In the order in which they are called."""

@@ -7,6 +7,8 @@ Without arguments this is the demo: phase retrieval of a photograph and of synth
     python posterior_sample.py --help
 """
 
+from __future__ import annotations
+
 from runs.start_up import begin, exit_stopped, loading, ready
 
 PROGRAM = "posterior_sample.py"
@@ -22,6 +24,7 @@ from runs.checks import DataError, SettingsError  # noqa: E402
 from runs.command_line import CONFIG_DIR, fail, member, register, run  # noqa: E402
 from runs.finished import finished_before  # noqa: E402
 from runs.statuses import DISK, FAILED, NOTHING, SKIPPED, StoppedError, disk_fault  # noqa: E402
+from runs.validation import validate  # noqa: E402
 
 register("run_settings", RunSettings)
 
@@ -49,6 +52,7 @@ def reconstruct(settings: RunSettings, config: dict) -> dict[int, tuple[str, str
 
     What a run needs is imported only where something is left to do: torch and diffusers take seconds.
     """
+    validate(settings)
     missing = finished_before(settings, config)
     if missing is None:
         with loading():

@@ -10,17 +10,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from copy import copy
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from data_term import Expected, expected_loss
 from diffusion.paths import first_level_at_most
-from operators.operator import Operator
-from priors.prior import Prior
 from runs.hook_keys import Asked, key
-from runs.hook_setup import Setup
 from state import Hook, Info, State
+
+if TYPE_CHECKING:
+    from operators.operator import Operator
+    from priors.prior import Prior
+    from runs.hook_setup import Setup
 
 PREFIX = "pruning"
 RULES = ("loss", "diverse")

@@ -16,19 +16,21 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from diffusion.denoiser import score
-from diffusion.mcmc import per_particle
+from diffusion.levels import per_particle
 from diffusion.paths import first_level_at_most
-from priors.prior import Prior
+from diffusion.score import score
 from runs.checks import SettingsError
 from runs.feature_space import FeatureSpace, Force, build_feature_space
 from runs.hook_keys import Asked, key
-from runs.hook_setup import Setup
 from state import NUM_TIMESTEPS, Hook, Info, State
+
+if TYPE_CHECKING:
+    from priors.prior import Prior
+    from runs.hook_setup import Setup
 
 PREFIX = "repulsion"
 FEATURES = ("auto", "dino", "latent", "pixel")

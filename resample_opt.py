@@ -11,19 +11,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from data_term import Expected, expected_loss
-from diffusion.mcmc import per_particle
+from diffusion.levels import per_particle
 from latent_optimization import DescentSettings, Outcome, ParticleObjective, optimise
-from operators.operator import Operator
-from priors.prior import Prior
 from runs.checks import SettingsError
 from runs.hook_keys import Asked, key
-from runs.hook_setup import Setup
 from state import Hook, Info, State
+
+if TYPE_CHECKING:
+    from operators.operator import Operator
+    from priors.prior import Prior
+    from runs.hook_setup import Setup
 
 PREFIX = "optimization"
 WHEN = ("end", "every")

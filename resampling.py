@@ -12,15 +12,17 @@ import math
 from collections.abc import Iterator
 from copy import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from runs.checks import SettingsError
 from runs.hook_keys import Asked, key
-from runs.hook_setup import Setup
 from runs.rng import SHARED
 from state import Hook, Info, State
+
+if TYPE_CHECKING:
+    from runs.hook_setup import Setup
 
 PREFIX = "resample"
 KEPT = 2

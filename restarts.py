@@ -24,20 +24,20 @@ from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from diffusion.paths import first_level_at_most
-from evaluation.modes import agreement_db
-from evaluation.orientation import latent_plausibility, posterior_energy
 from latent_optimization import polish
-from operators.operator import Operator
 from operators.symmetry_moves import conjugate_drawn_bands, draw_low_band
-from priors.prior import Prior
 from runs.hook_keys import Asked, key
 from runs.hook_setup import Setup, need_flip
 from state import Hook, Info, State
+
+if TYPE_CHECKING:
+    from operators.operator import Operator
+    from priors.prior import Prior
 
 PREFIX = "restart"
 RULES = ("loss", "posterior")
@@ -140,6 +140,9 @@ def build(settings: Settings, setup: Setup) -> Restarts | None:
     """
     if settings.rounds == 0:
         return None
+    from evaluation.modes import agreement_db
+    from evaluation.orientation import latent_plausibility, posterior_energy
+
     if settings.conjugate > 0:
         need_flip(setup.operator, f"restart_conjugate={settings.conjugate}", "restart_conjugate=0")
     prior, operator, optimization = setup.prior, setup.operator, setup.asked["optimization"]

@@ -9,18 +9,26 @@ At every level ``sigma_k`` of the annealing path:
 Hooks see and may replace the :class:`State` at three moments of each level and at two after the last one.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 
 from data_term import DataTerm
-from diffusion.denoiser import Denoiser, score
-from diffusion.mcmc import ChainSettings, Draw, Evaluation, Target, per_particle, run_chain
+from diffusion.levels import per_particle
+from diffusion.mcmc import ChainSettings, Draw, Evaluation, Target, run_chain
+from diffusion.paths import PATHS
 from diffusion.pfode import DiffusionPFODE
-from operators.operator import Operator
-from priors.prior import Prior
+from diffusion.score import Denoiser, score
 from state import NUM_TIMESTEPS, Hook, Info, Start, State, Streams
+
+if TYPE_CHECKING:
+    from operators.operator import Operator
+    from priors.prior import Prior
+    from runs.settings import AnnealingSettings, ChainConfig, CompatSettings, OdeSettings
 
 __all__ = ["DAPS", "Hook", "Info", "LatentDAPS", "SamplerSettings", "Start", "State", "Streams"]
 
@@ -64,6 +72,33 @@ class SamplerSettings:
         """Step size of the chain at ``level``."""
         last = self.num_levels + 1 if self.ratio_counts_end else max(self.num_levels - 1, 1)
         return self.chain.step_size * (1 + level / last * (self.step_size_min_ratio - 1))
+
+
+def build_sampler_settings(
+    annealing: AnnealingSettings, ode: OdeSettings, chain: ChainConfig, compat: CompatSettings, is_pixel: bool = False
+) -> SamplerSettings:
+    """Paths, chain and likelihood of the annealing loop, from values without nulls.
+
+    A pixel prior has no gradients clamped (as in DAPS).
+    """
+    path = PATHS[annealing.schedule](annealing.num_steps, annealing.sigma_max, annealing.sigma_min)
+
+    def inner_path(sigma: float) -> torch.Tensor:
+        return PATHS[ode.schedule](ode.num_steps, sigma, ode.sigma_min, end=compat.inner_end)
+
+    return SamplerSettings(
+        path=path,
+        inner_path=inner_path,
+        chain=ChainSettings(chain.kernel, chain.num_steps, chain.step_size, chain.momentum, chain.curvature_limit),
+        step_size_min_ratio=chain.step_size_min_ratio,
+        tau=chain.tau,
+        prior_term=chain.prior,
+        prior_sigma=chain.prior_sigma,
+        solver=ode.solver,
+        likelihood_half=compat.likelihood_half,
+        gradient_clamp=None if is_pixel else compat.gradient_clamp,
+        ratio_counts_end=compat.ratio_counts_end,
+    )
 
 
 class LatentDAPS:

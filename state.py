@@ -1,5 +1,7 @@
 """The particles of one measurement, what hooks see of them and what they log."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol
@@ -64,7 +66,7 @@ class State:
     def __len__(self) -> int:
         return len(self.z)
 
-    def __getitem__(self, index: torch.Tensor | Sequence[int] | slice) -> "State":
+    def __getitem__(self, index: torch.Tensor | Sequence[int] | slice) -> State:
         """Keep some particles: every tensor is sliced at once."""
         if not isinstance(index, slice | torch.Tensor):
             index = torch.as_tensor(index, device=self.z.device)
@@ -74,7 +76,7 @@ class State:
             cut["drift"] = term[index], scale[index] if isinstance(scale, torch.Tensor) and scale.ndim else scale
         return replace(self, **cut)
 
-    def children(self, parents: Sequence[int], least_id: int = 0, **changes: torch.Tensor) -> "State":
+    def children(self, parents: Sequence[int], least_id: int = 0, **changes: torch.Tensor) -> State:
         """Copies of the particles in the rows ``parents``, under new ids, with ``changes`` to their tensors.
 
         ``join`` them to this state: they know the ``next_id`` after them.
@@ -85,7 +87,7 @@ class State:
         family = {"particle_id": ids, "parent_id": copies.particle_id, "next_id": first + len(copies)}
         return replace(copies, **family, **changes)
 
-    def join(self, other: "State") -> "State":
+    def join(self, other: State) -> State:
         """These particles, then those of ``other``; what belongs to the level is taken from ``other``."""
         parts = {name: torch.cat([getattr(self, name), getattr(other, name)]) for name in PARTICLE_FIELDS}
         return replace(other, **parts, drift=None)
@@ -132,13 +134,13 @@ class Info:
     """What a run wants to log: rows by kind, e.g. ``info.add("repulsion", step=3, ...)``."""
 
     rows: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    parts: dict[str, "Info"] = field(default_factory=dict)
+    parts: dict[str, Info] = field(default_factory=dict)
 
     def add(self, kind: str, **row: Any) -> None:
         """Append one row."""
         self.rows.setdefault(kind, []).append(row)
 
-    def part(self, name: str) -> "Info":
+    def part(self, name: str) -> Info:
         """A log of its own within this one."""
         return self.parts.setdefault(name, Info())
 
@@ -150,7 +152,7 @@ class Hook:
     hook remembers from level to level belongs to one image: the loop asks it for a :meth:`fresh` one for each.
     """
 
-    def fresh(self) -> "Hook":
+    def fresh(self) -> Hook:
         """This hook as it stands before the first level; itself, if it remembers nothing."""
         return self
 

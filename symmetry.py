@@ -19,20 +19,22 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from diffusion.denoiser import denoising_loss
-from diffusion.mcmc import per_particle
+from diffusion.levels import per_particle
+from diffusion.score import denoising_loss
 from operators import symmetry_moves
-from operators.operator import Operator
 from operators.phase_retrieval import rotate_180
-from priors.prior import Prior
 from runs.checks import Checks, SettingsError
 from runs.hook_keys import Asked, key
 from runs.hook_setup import Setup, need_flip
 from state import Hook, Info, State
+
+if TYPE_CHECKING:
+    from operators.operator import Operator
+    from priors.prior import Prior
 
 PREFIX = "symmetry"
 MOVES = ("window", "channels", "conjugate", "flip", "crossover")

@@ -7,6 +7,8 @@ Example::
 Every stage logs curves, saves checkpoints and, started again, goes on exactly where it stopped.
 """
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
 
@@ -21,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from priors.autoencoder import KLAutoencoder
 from priors.embedded import read_config
-from priors.prior import PriorError
+from priors.errors import PriorError
 from runs.checks import DataError, SettingsError
 from runs.command_line import CONFIG_DIR, exit_stopped, fail, member, register, run
 from runs.draw import draw_samples

@@ -7,6 +7,8 @@ choice, that they spin. The two take turns, each in a process of its own that sa
 neighbours; the median of the rounds counts. A fair share beside one neighbour a core is 2.
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import os

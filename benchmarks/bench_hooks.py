@@ -6,6 +6,8 @@ The settings take turns, and the fastest round of each counts. The last column i
 calls (denoiser forward, decoder forward and backward) by torch.profiler. Default sampler, 4 particles.
 """
 
+from __future__ import annotations
+
 import argparse
 import sys
 import time

@@ -11,6 +11,8 @@
 Every measurement is a process of its own, so that peak memory is its own; rows 2 to 4 are ratios measured in this run.
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import resource

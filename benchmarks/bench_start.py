@@ -5,6 +5,8 @@ r"""What starting and bookkeeping cost: CPU seconds and peak memory of whole pro
 Every figure is that of one whole process, by the operating system's accounting; with several rounds the median.
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import os

@@ -7,6 +7,8 @@ and the same command, started again where the disk is mended, ends with every re
 undisturbed run. Full, write-protected and crowded disks are small file systems in memory; mounting them needs root.
 """
 
+from __future__ import annotations
+
 import argparse
 import os
 import re

@@ -7,6 +7,8 @@ survives if every record in the end belongs to its picture, holds the numbers of
 unfinished is left. It is lost if a finished image was computed anew without need, or numbers differ.
 """
 
+from __future__ import annotations
+
 import argparse
 import itertools
 import json

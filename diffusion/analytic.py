@@ -1,11 +1,13 @@
 """Denoisers in closed form: the ground truth of the tests and the smallest priors."""
 
+from __future__ import annotations
+
 import math
 
 import torch
 from torch import nn
 
-from diffusion.denoiser import broadcast_sigma
+from diffusion.levels import broadcast_sigma
 
 
 class GaussianDenoiser(nn.Module):

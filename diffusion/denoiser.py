@@ -1,4 +1,4 @@
-r"""Denoisers ``D(z; sigma) = E[z0 | z0 + sigma * eps = z]`` and the wrappers that make them from networks.
+r"""Wrappers that make denoisers ``D(z; sigma) = E[z0 | z0 + sigma * eps = z]`` from networks.
 
 All of them share one form (Karras et al. 2022, eq. 7):
 
@@ -8,77 +8,24 @@ All of them share one form (Karras et al. 2022, eq. 7):
 ``sigma`` is a scalar, ``(P,)`` (one level a particle) or ``(P, S)`` (S equal groups of channels noised independently).
 """
 
-from collections.abc import Callable, Sequence
+from __future__ import annotations
+
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
 from torch import nn
 
-Network = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+from diffusion.levels import broadcast_sigma, network_sigma
+from diffusion.score import Denoiser
 
-
-class Denoiser(Protocol):
-    """``denoiser(z, sigma) -> E[z0 | z]`` with ``z`` of shape ``(P, C, H, W)``."""
-
-    def __call__(self, z: torch.Tensor, sigma: torch.Tensor | float) -> torch.Tensor: ...
+Network = Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]
 
 
 class NoiseMap(Protocol):
     """Anything that tells a network's timestep for a sigma."""
 
     def sigma_to_t(self, sigma: torch.Tensor | float) -> torch.Tensor: ...
-
-
-def broadcast_sigma(sigma: torch.Tensor | float, z: torch.Tensor) -> torch.Tensor:
-    """Reshape a scalar, ``(P,)`` or ``(P, S)`` sigma so that it multiplies ``z`` of shape ``(P, C, ...)``.
-
-    Raises:
-        ValueError: the shape fits neither the particles nor equal groups of channels.
-    """
-    sigma = torch.as_tensor(sigma, dtype=z.dtype, device=z.device)
-    trailing = (1,) * (z.ndim - 2)
-    if sigma.ndim == 0:
-        return sigma
-    if sigma.ndim == 1 and len(sigma) in (1, len(z)):
-        return sigma.reshape(-1, 1, *trailing)
-    if sigma.ndim == 2 and len(sigma) in (1, len(z)) and z.shape[1] % sigma.shape[1] == 0:
-        return sigma.repeat_interleave(z.shape[1] // sigma.shape[1], dim=1).reshape(len(sigma), -1, *trailing)
-    raise ValueError(f"sigma of shape {tuple(sigma.shape)} does not fit z of shape {tuple(z.shape)}")
-
-
-def network_sigma(sigma: torch.Tensor | float, z: torch.Tensor) -> torch.Tensor:
-    """Sigma as one value a particle, ``(P,)``, for a network's timestep embedding."""
-    sigma = torch.as_tensor(sigma, dtype=z.dtype, device=z.device)
-    if sigma.ndim > 1:
-        raise ValueError("this network knows one noise level a particle, not (P, S)")
-    return sigma.expand(len(z))
-
-
-def score(denoiser: Denoiser, z: torch.Tensor, sigma: torch.Tensor | float) -> torch.Tensor:
-    """``(D(z; sigma) - z) / sigma^2``."""
-    return (denoiser(z, sigma) - z) / broadcast_sigma(sigma, z).square()
-
-
-def denoising_loss(denoiser: Denoiser, z: torch.Tensor, sigmas: Sequence[float], noise: torch.Tensor) -> torch.Tensor:
-    r"""Denoising loss of clean latents, ``(P,)``; lower is more plausible.
-
-    .. math:: \sum_\sigma \frac{1}{\sigma^2} |D(z + \sigma \epsilon_{\sigma i}; \sigma) - z|^2
-
-    averaged over elements and draws i.
-
-    Args:
-        denoiser: of the latents.
-        z: ``(P, C, H, W)``.
-        sigmas: noise levels, S of them.
-        noise: ``(P, S, n, C, H, W)``, n draws a level; the same for latents that are compared.
-    """
-    total = z.new_zeros(len(z))
-    with torch.no_grad():
-        for level, sigma in enumerate(sigmas):
-            for draw in noise[:, level].unbind(1):
-                error = denoiser(z + sigma * draw, sigma) - z
-                total += error.square().flatten(1).mean(1) / (sigma**2 * noise.shape[2])
-    return total
 
 
 class EpsilonDenoiser(nn.Module):

@@ -5,12 +5,16 @@ functions of positions, gradients and given noise; they sample :math:`p \propto 
 (Langevin, HMC) or exactly (Metropolis-Hastings).
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+
+from diffusion.levels import per_particle
 
 KERNELS = ("langevin", "hmc", "mh")
 
@@ -23,10 +27,10 @@ class Evaluation(NamedTuple):
     loss: torch.Tensor
 
 
-Target = Callable[[torch.Tensor, bool], Evaluation]
+Target = Callable[["torch.Tensor", bool], Evaluation]
 """``target(x, with_gradient) -> Evaluation``."""
 
-Draw = Callable[[], torch.Tensor]
+Draw = Callable[[], "torch.Tensor"]
 """Standard normal noise, shaped like the positions, one call after the other."""
 
 
@@ -48,13 +52,6 @@ class ChainSettings:
     step_size: float = 1e-4
     momentum: float = 0.0
     curvature_limit: float | None = None
-
-
-def per_particle(values: torch.Tensor | float, like: torch.Tensor) -> torch.Tensor | float:
-    """Reshape ``(P,)`` to ``(P, 1, ...)``; numbers pass."""
-    if isinstance(values, torch.Tensor) and values.ndim == 1:
-        return values.reshape(-1, *(1,) * (like.ndim - 1))
-    return values
 
 
 def langevin_step(

@@ -4,6 +4,8 @@ A variance-preserving network sees :math:`z_t = \sqrt{\bar\alpha_t} z_0 + \sqrt{
 :math:`(z_0 + \sigma \epsilon) / \sqrt{1 + \sigma^2}` with :math:`\sigma_t = \sqrt{1 / \bar\alpha_t - 1}`.
 """
 
+from __future__ import annotations
+
 import math
 
 import torch

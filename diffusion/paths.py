@@ -5,6 +5,8 @@ Every schedule of this project (annealing, inner ODE) is such a tensor. All buil
 there), ``end="sigma_min"`` keeps it.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 

@@ -1,10 +1,13 @@
 """The probability-flow ODE in sigma, with an additive term in the score."""
 
+from __future__ import annotations
+
 import itertools
 
 import torch
 
-from diffusion.denoiser import Denoiser, broadcast_sigma
+from diffusion.levels import broadcast_sigma
+from diffusion.score import Denoiser
 
 SOLVERS = ("euler", "heun")
 FLOOR = 1e-6

@@ -1,5 +1,7 @@
 """Statistics over images: means with standard errors, and paired differences between two runs."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field

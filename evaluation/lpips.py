@@ -4,6 +4,8 @@
 same numbers.
 """
 
+from __future__ import annotations
+
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,7 +32,7 @@ def lpips_files() -> list[Path]:
     return [Path(torch.hub.get_dir()) / "checkpoints" / name for name in LPIPS_FILES]
 
 
-def load_lpips(device: torch.device) -> "ContentLoss | None":
+def load_lpips(device: torch.device) -> ContentLoss | None:
     """LPIPS, or None where :func:`read_lpips` tells why not; nothing is downloaded."""
     try:
         return read_lpips(device)
@@ -38,7 +40,7 @@ def load_lpips(device: torch.device) -> "ContentLoss | None":
         return None
 
 
-def read_lpips(device: torch.device) -> "ContentLoss":
+def read_lpips(device: torch.device) -> ContentLoss:
     r"""LPIPS (Zhang et al. 2018) with VGG16 and average pooling, as ``piq.LPIPS(replace_pooling=True)``.
 
     :math:`\sum_l \mathrm{mean}_{hw} \sum_c w_{lc} (\hat f_{lc}(x) - \hat f_{lc}(y))^2`, ``(B,)``, of images in [0, 1].
@@ -60,7 +62,7 @@ def read_lpips(device: torch.device) -> "ContentLoss":
     return network.to(device)
 
 
-def _build(features: nn.Module, weights: list[torch.Tensor]) -> "ContentLoss":
+def _build(features: nn.Module, weights: list[torch.Tensor]) -> ContentLoss:
     import piq
     from piq.perceptual import VGG16_LAYERS
 

@@ -4,6 +4,8 @@ All metrics see images clipped to [0, 1] as floats, as DAPS evaluates (piq 0.8).
 average pooling (``replace_pooling=True``), which is not the number of the ``lpips`` package.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -73,7 +75,7 @@ class Evaluator:
     def __init__(
         self,
         symmetries: Sequence[Symmetry],
-        lpips: "ContentLoss | None" = None,
+        lpips: ContentLoss | None = None,
         channel_symmetries: Callable[[int], Sequence[Symmetry]] = lambda channels: (),
     ) -> None:
         self.symmetries, self.lpips, self.channel_symmetries = tuple(symmetries), lpips, channel_symmetries

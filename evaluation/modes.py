@@ -4,8 +4,11 @@ With :math:`x_{odd} = (x - g x) / 2` and :math:`x_{even}` the mean-free part of 
 rotation g by 180 degrees, :math:`c_{odd}, c_{even}` are the projections of the estimate's parts on the truth's.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -19,8 +22,10 @@ from evaluation.thresholds import (
     SOLVED_MARGIN_DB,
     WHOLE_THRESHOLD,
 )
-from operators.operator import Symmetry
 from operators.phase_retrieval import rotate_180
+
+if TYPE_CHECKING:
+    from operators.operator import Symmetry
 
 ROTATION = "rotate_180"
 """Name of the symmetry that makes twins."""

@@ -1,11 +1,16 @@
 """Which of an operator's ambiguous images does the prior find more plausible, and by how much?"""
 
+from __future__ import annotations
+
 import math
+from typing import TYPE_CHECKING
 
 import torch
 
-from diffusion.denoiser import denoising_loss
-from priors.prior import Prior
+from diffusion.score import denoising_loss
+
+if TYPE_CHECKING:
+    from priors.prior import Prior
 
 SIGMAS = (0.3, 0.5, 0.8, 1.2, 2.0)
 NUM_DRAWS = 4

@@ -11,14 +11,19 @@ Whatever the rule, the chosen particle is then turned the way that the prior fin
 cannot tell an image from its twin.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 from evaluation.orientation import plausibility_loss, posterior_energy
-from operators.operator import Operator, Symmetry
-from priors.prior import Prior
+
+if TYPE_CHECKING:
+    from operators.operator import Operator, Symmetry
+    from priors.prior import Prior
 
 RULES = ("loss", "high_snr", "plausibility", "posterior")
 

@@ -1,5 +1,7 @@
 """Thresholds of the labels in :mod:`evaluation.modes`; they stand in every record."""
 
+from __future__ import annotations
+
 ODD_THRESHOLD = 0.7
 EVEN_THRESHOLD = 0.7
 WHOLE_THRESHOLD = 0.7

@@ -3,6 +3,8 @@
 Modules carry the names of its published weights (``GOPRO_wVAE.pth``), without the kernel extractor, which only encodes.
 """
 
+from __future__ import annotations
+
 import torch
 from torch import nn
 

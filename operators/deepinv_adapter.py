@@ -1,5 +1,7 @@
 """Physics of the library deepinv as operators, without importing it: anything with ``A`` and a noise level will do."""
 
+from __future__ import annotations
+
 import importlib
 from copy import deepcopy
 from functools import cache

@@ -1,5 +1,7 @@
 """Bicubic down-sampling (super-resolution)."""
 
+from __future__ import annotations
+
 import math
 
 import torch

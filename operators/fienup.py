@@ -12,10 +12,11 @@ the measured magnitudes and ``P_S`` the one on support and range:
 Magnitudes do not know where the object lies in the plane: it is kept in the corner.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import torch
-from torch.nn import functional as F
 
 from operators.phase_retrieval import PhaseRetrieval, rotate_180
 
@@ -125,7 +126,7 @@ def _iterate(
 
 
 def _in_corner(window: torch.Tensor, plane: torch.Size) -> torch.Tensor:
-    return F.pad(window, (0, plane[-1] - window.shape[-1], 0, plane[-2] - window.shape[-2]))
+    return torch.nn.functional.pad(window, (0, plane[-1] - window.shape[-1], 0, plane[-2] - window.shape[-2]))
 
 
 def triangles(count: int, side: tuple[int, int], device: torch.device, dtype: torch.dtype) -> torch.Tensor:

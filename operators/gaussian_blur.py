@@ -1,5 +1,7 @@
 """Gaussian blur."""
 
+from __future__ import annotations
+
 import math
 
 import torch

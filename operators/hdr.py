@@ -1,5 +1,7 @@
 """High dynamic range: recover an image from an overexposed one."""
 
+from __future__ import annotations
+
 import math
 
 import torch

@@ -1,5 +1,7 @@
 """Inpainting: some pixels are not seen."""
 
+from __future__ import annotations
+
 from copy import copy
 from functools import cache
 
@@ -29,11 +31,11 @@ class Inpainting(LinearOperator):
         """A mask ``(H, W)`` of 0 and 1."""
         raise NotImplementedError
 
-    def for_image(self, image_shape: tuple[int, int, int], generator: torch.Generator) -> "Inpainting":
+    def for_image(self, image_shape: tuple[int, int, int], generator: torch.Generator) -> Inpainting:
         self.measurement_shape(image_shape)
         return self.with_part(self.draw(image_shape, generator))
 
-    def with_part(self, part: torch.Tensor) -> "Inpainting":
+    def with_part(self, part: torch.Tensor) -> Inpainting:
         if part.ndim != 2 or not ((part == 0) | (part == 1)).all():
             raise ValueError(
                 f"mask of shape {tuple(part.shape)}: must be (H, W), 1 where a pixel is seen and 0 elsewhere"

@@ -13,6 +13,8 @@ NaN stands for what was not measured. Sums and maxima run over the rest, so the 
 power, asks for a whole plane, and a plane without frequency 0 is believed.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -135,7 +137,7 @@ class Bounds:
             return 0.0
         return min(root * self.at_zero / self.power, self.support / root / self.at_zero)
 
-    def scaled(self, factor: float) -> "Bounds":
+    def scaled(self, factor: float) -> Bounds:
         """Of ``factor * y`` with noise of the same relative size."""
         values = (self.at_zero * factor, self.smallest * factor, self.largest * factor, self.power * factor**2)
         return Bounds(*values, self.support, self.plane, self.measured, self.sigma * factor)

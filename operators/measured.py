@@ -4,6 +4,8 @@ A gap is NaN in ``y``. :func:`leave_out` makes of an operator and such a ``y`` o
 is finite; :func:`with_gaps` gives the NaN back, for files and pictures.
 """
 
+from __future__ import annotations
+
 from functools import cache
 
 import torch
@@ -62,10 +64,10 @@ class MeasuredPart(Operator):
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return self.operator(x)
 
-    def for_image(self, image_shape: tuple[int, int, int], generator: torch.Generator) -> "MeasuredPart":
+    def for_image(self, image_shape: tuple[int, int, int], generator: torch.Generator) -> MeasuredPart:
         return type(self)(self.operator.for_image(image_shape, generator), self.measured)
 
-    def with_part(self, part: torch.Tensor) -> "MeasuredPart":
+    def with_part(self, part: torch.Tensor) -> MeasuredPart:
         return type(self)(self.operator.with_part(part), self.measured)
 
     def measurement_shape(self, image_shape: tuple[int, int, int]) -> tuple[int, ...]:

@@ -1,5 +1,7 @@
 """Phase retrieval from a part of the plane: dead lines, a beam stop, a corner that no detector covered."""
 
+from __future__ import annotations
+
 from functools import cache
 from typing import NamedTuple
 

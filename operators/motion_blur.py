@@ -1,10 +1,11 @@
 """Motion blur."""
 
+from __future__ import annotations
+
 from copy import copy
 from functools import cache
 
 import torch
-from torch.nn import functional as F
 
 from operators.motion_kernel import draw_motion_kernel
 from operators.operator import LinearOperator, check_noise, check_reference_side, pixels
@@ -49,11 +50,11 @@ class MotionBlur(LinearOperator):
         self.kernel_size, self.intensity, self.per_image = kernel_size, float(intensity), per_image
         self.reference_side, self.noise_sigma = check_reference_side(reference_side), check_noise(noise_sigma)
 
-    def for_image(self, image_shape: tuple[int, int, int], generator: torch.Generator) -> "MotionBlur":
+    def for_image(self, image_shape: tuple[int, int, int], generator: torch.Generator) -> MotionBlur:
         self.measurement_shape(image_shape)
         return self.with_part(draw_motion_kernel(self._size(image_shape), self.intensity, generator))
 
-    def with_part(self, part: torch.Tensor) -> "MotionBlur":
+    def with_part(self, part: torch.Tensor) -> MotionBlur:
         square = part.ndim == 2 and part.shape[0] == part.shape[1] and len(part) % 2 == 1
         if not (square and part.isfinite().all() and part.sum() > 0):
             raise ValueError(f"kernel of shape {tuple(part.shape)}: must be (k, k) with odd k, finite, of positive sum")
@@ -70,7 +71,7 @@ class MotionBlur(LinearOperator):
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         spectrum, radius, size = self._prepared(x)
-        padded = F.pad(x, [radius] * 4, mode="reflect")
+        padded = torch.nn.functional.pad(x, [radius] * 4, mode="reflect")
         blurred = torch.fft.irfft2(torch.fft.rfft2(padded, s=size) * spectrum, s=size)
         return blurred[..., : x.shape[-2], : x.shape[-1]]
 

@@ -1,10 +1,11 @@
 """Random motion-blur kernels: a jittery walk of the camera, drawn as a thin line."""
 
+from __future__ import annotations
+
 import math
 from itertools import pairwise
 
 import torch
-from torch.nn import functional as F
 
 from operators.resampling import along_rows_and_columns, blurred, lanczos, shrinking_matrix
 
@@ -93,5 +94,5 @@ def thicken(image: torch.Tensor, width: int) -> torch.Tensor:
     """Lines of 1 px in ``(H, W)`` made ``width`` px wide."""
     if width == 1:
         return image
-    padded = F.pad(image[None, None], ((width - 1) // 2, width // 2) * 2)
-    return F.max_pool2d(padded, width, stride=1)[0, 0]
+    padded = torch.nn.functional.pad(image[None, None], ((width - 1) // 2, width // 2) * 2)
+    return torch.nn.functional.max_pool2d(padded, width, stride=1)[0, 0]

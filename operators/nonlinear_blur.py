@@ -1,11 +1,11 @@
 """Nonlinear blur by a trained network."""
 
+from __future__ import annotations
+
 from copy import deepcopy
 from functools import cache
 
 import torch
-from torch import nn
-from torch.nn import functional as F
 
 from operators.operator import Operator, check_noise
 
@@ -27,7 +27,7 @@ class NonlinearBlur(Operator):
 
     name, image_like = "nonlinear_blur", True
 
-    def __init__(self, network: nn.Module, code: torch.Tensor, noise_sigma: float = 0.05) -> None:
+    def __init__(self, network: torch.nn.Module, code: torch.Tensor, noise_sigma: float = 0.05) -> None:
         self.network, self.code = network.eval().requires_grad_(False), code
         self.noise_sigma = check_noise(noise_sigma)
         self._placed = cache(self._placed_on)
@@ -38,7 +38,7 @@ class NonlinearBlur(Operator):
         blurred = resized(network(large, self.code.to(x)), x.shape[-2:])
         return (2 * blurred - 1).clamp(-1, 1)
 
-    def _placed_on(self, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    def _placed_on(self, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
         fits = all(p.dtype == dtype and p.device == device for p in self.network.parameters())
         return self.network if fits else deepcopy(self.network).to(device, dtype)
 
@@ -56,4 +56,4 @@ def resized(x: torch.Tensor, size: tuple[int, int] | torch.Size) -> torch.Tensor
     """``x`` ``(B, C, H, W)`` at ``size``, bicubic with antialiasing; unchanged where it has that size."""
     if tuple(x.shape[-2:]) == tuple(size):
         return x
-    return F.interpolate(x, tuple(size), mode="bicubic", antialias=True, align_corners=False)
+    return torch.nn.functional.interpolate(x, tuple(size), mode="bicubic", antialias=True, align_corners=False)

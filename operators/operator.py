@@ -1,5 +1,7 @@
 """What an operator is: a map from images to measurements, its noise and its exact ambiguities."""
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import NamedTuple
@@ -9,7 +11,7 @@ import torch
 CLEAR = 3.0
 """An entry this many standard deviations of the noise above 0 is a signal."""
 
-Objective = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+Objective = Callable[["torch.Tensor"], tuple["torch.Tensor", "torch.Tensor"]]
 """``objective(x) -> (loss (B,), gradient of the loss like x)``."""
 
 
@@ -63,7 +65,7 @@ class Operator(ABC):
     part: torch.Tensor | None = None
     per_image: bool = False
 
-    def for_image(self, image_shape: tuple[int, int, int], generator: torch.Generator) -> "Operator":
+    def for_image(self, image_shape: tuple[int, int, int], generator: torch.Generator) -> Operator:
         """The operator of one image ``(C, H, W)``, with what is random drawn from ``generator`` (a CPU generator).
 
         Raises:
@@ -72,7 +74,7 @@ class Operator(ABC):
         self.measurement_shape(image_shape)
         return self
 
-    def with_part(self, part: torch.Tensor) -> "Operator":
+    def with_part(self, part: torch.Tensor) -> Operator:
         """The operator with a given mask or kernel, as a measurement from elsewhere needs it.
 
         Raises:

@@ -1,9 +1,10 @@
 """Phase retrieval from oversampled Fourier magnitudes."""
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import torch
-from torch.nn import functional as F
 
 from operators.operator import CLEAR, IDENTITY, Halves, NoiseFloor, Objective, Operator, Symmetry
 
@@ -166,7 +167,7 @@ class PhaseRetrieval(Operator):
 
     def _pad(self, x: torch.Tensor) -> torch.Tensor:
         rows, columns = self._margin(x.shape[-2]), self._margin(x.shape[-1])
-        return F.pad(x, (columns, columns, rows, rows))
+        return torch.nn.functional.pad(x, (columns, columns, rows, rows))
 
     def _crop(self, plane: torch.Tensor, shape: torch.Size) -> torch.Tensor:
         rows, columns = self._margin(shape[-2]), self._margin(shape[-1])

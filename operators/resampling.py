@@ -1,12 +1,13 @@
 """Matrices of one-dimensional linear maps of pixel rows: resampling and blurring, boundaries included."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 
 import torch
-from torch.nn import functional as F
 
-Kernel = Callable[[torch.Tensor], torch.Tensor]
+Kernel = Callable[["torch.Tensor"], "torch.Tensor"]
 
 
 def cubic(t: torch.Tensor) -> torch.Tensor:
@@ -81,4 +82,4 @@ def blurred(image: torch.Tensor, std: float) -> torch.Tensor:
     radius = int(4 * std + 0.5)
     weights = gaussian_weights(std, radius).to(image)
     kernel = torch.outer(weights, weights)[None, None]
-    return F.conv2d(image[None, None], kernel, padding=radius)[0, 0]
+    return torch.nn.functional.conv2d(image[None, None], kernel, padding=radius)[0, 0]

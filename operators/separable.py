@@ -1,5 +1,7 @@
 """Linear operators that act on rows and columns separately: ``A(x) = R x C^T`` per channel."""
 
+from __future__ import annotations
+
 from abc import abstractmethod
 from functools import cache
 

@@ -4,11 +4,12 @@ A flip is the rotation by 180 degrees, ``(Fx)(k) -> e^{2 pi i (k_1 / H + k_2 / W
 conjugation of the spectrum about the image's centre. All images are ``(P, C, H, W)``; nothing here knows a prior.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Sequence
 
 import torch
-from torch.nn import functional as F
 
 from operators.phase_retrieval import mirror_frequencies, rotate_180
 
@@ -18,7 +19,7 @@ LOW_RADII = (1.1, 4.0)
 LOW_DISC_SHARE = 0.4
 GOLDEN_RATIO = (1 + 5**0.5) / 2
 WINDOW_SOFTNESS = 0.1
-DrawBand = Callable[[int, int, torch.Generator], torch.Tensor]
+DrawBand = Callable[[int, int, "torch.Generator"], "torch.Tensor"]
 
 
 def flip_channels(x: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
@@ -113,7 +114,7 @@ def conjugate_band(x: torch.Tensor, band: torch.Tensor) -> torch.Tensor:
             ``fft2`` layout; H' - H and W' - W even and not negative.
     """
     rows, columns = ((b - n) // 2 for b, n in zip(band.shape[-2:], x.shape[-2:], strict=True))
-    plane = F.pad(x, (columns, columns, rows, rows))
+    plane = torch.nn.functional.pad(x, (columns, columns, rows, rows))
     difference = torch.fft.fft2(rotate_180(plane) - plane)
     chosen = band[:, None] if band.ndim == 3 else band
     moved = plane + torch.fft.ifft2(difference * chosen).real

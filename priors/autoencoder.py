@@ -1,5 +1,7 @@
 """Autoencoders between images in [-1, 1] and latents of unit scale."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -30,7 +32,7 @@ class IdentityAutoencoder(nn.Module):
 
 def build_kl_network(
     channels: tuple[int, ...], patch: int, latent_channels: int, resolution: int, layers: int, norm_groups: int
-) -> "AutoencoderKL":
+) -> AutoencoderKL:
     """An ``AutoencoderKL`` on ``patch x patch`` pixel blocks (space to depth).
 
     Working on blocks moves the arithmetic to a quarter of the positions with more channels each: at 64 px and equal
@@ -65,7 +67,7 @@ class KLAutoencoder(nn.Module):
         std: ``(c,)`` standard deviation of each latent channel.
     """
 
-    def __init__(self, network: "AutoencoderKL", patch: int, mean: torch.Tensor, std: torch.Tensor) -> None:
+    def __init__(self, network: AutoencoderKL, patch: int, mean: torch.Tensor, std: torch.Tensor) -> None:
         super().__init__()
         self.network, self.patch = network, patch
         self.register_buffer("mean", mean.reshape(1, -1, 1, 1).clone())
@@ -99,7 +101,7 @@ class LatentAutoencoder(nn.Module):
 
     def __init__(
         self,
-        network: "VQModel | AutoencoderKL",
+        network: VQModel | AutoencoderKL,
         scale: float,
         quantize: bool = False,
         mean: torch.Tensor | None = None,

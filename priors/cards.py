@@ -3,6 +3,8 @@
 ``download.sh`` reads the same file with awk, so that it needs no Python before its first connection.
 """
 
+from __future__ import annotations
+
 import os
 from dataclasses import dataclass, fields
 from functools import cache
@@ -13,7 +15,7 @@ import yaml
 
 from diffusion.noise import alphas_cumprod, linear_betas, scaled_linear_betas
 from priors.checksums import sha256_of
-from priors.prior import PriorError
+from priors.errors import PriorError
 
 ROOT = Path(__file__).resolve().parent.parent
 CARDS = Path(__file__).with_name("cards.yaml")

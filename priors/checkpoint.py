@@ -1,9 +1,12 @@
 """One entry for every checkpoint in diffusers' layout: what the folder holds decides who loads it."""
 
+from __future__ import annotations
+
 from priors.diffusers_folder import CheckpointFolder, LoadOptions
+from priors.errors import PriorError
 from priors.latent_diffusion import load_latent_diffusion
 from priors.pixel_unet import load_pixel_unet
-from priors.prior import Prior, PriorError
+from priors.prior import Prior
 from priors.stable_diffusion import load_stable_diffusion
 
 LOADERS = {"pixel": load_pixel_unet, "ldm": load_latent_diffusion, "sd": load_stable_diffusion}

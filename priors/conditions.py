@@ -1,11 +1,13 @@
 """What a network is told besides the noise level, and checks of the options that say so."""
 
+from __future__ import annotations
+
 from typing import Any
 
 from torch import nn
 
 from priors.diffusers_folder import CheckpointFolder, LoadOptions
-from priors.prior import PriorError
+from priors.errors import PriorError
 
 REFUSALS = {
     "prompt": "holds no network that takes a text",

@@ -3,6 +3,8 @@
 diffusers itself only warns of a key that it does not know, and a U-Net that wants a second condition runs without it.
 """
 
+from __future__ import annotations
+
 import inspect
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 from diffusers import UNet2DConditionModel, UNet2DModel
 from torch import nn
 
-from priors.prior import PriorError
+from priors.errors import PriorError
 
 
 def _names(text: str) -> frozenset[str]:

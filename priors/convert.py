@@ -3,6 +3,8 @@
 Networks are diffusers' own classes; a conversion is a renaming (priors/conversion/), so outputs stay the same.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import shutil
@@ -27,7 +29,7 @@ from priors.conversion.mapping import State, shapes_of
 from priors.conversion.nesting import Weights, find_weights
 from priors.conversion.parts import Contents, Part, read_latent, read_layout, read_pixel
 from priors.conversion.unet_mapping import unequal_heads
-from priors.prior import PriorError
+from priors.errors import PriorError
 
 UNET, VAE, SCHEDULER, CLASSES = "unet", "vae", "scheduler", "class_embedding.safetensors"
 __all__ = ["Card", "convert_checkpoint", "read_card"]

@@ -4,6 +4,8 @@ A folder holds one component a subfolder (``unet``, ``vae`` or ``vqvae``, ``sche
 pixel folders keep their only network and scheduler at the top. Nothing here opens a connection.
 """
 
+from __future__ import annotations
+
 import json
 import re
 from dataclasses import dataclass, field
@@ -17,7 +19,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from priors.config_keys import check_network_config
-from priors.prior import PriorError
+from priors.errors import PriorError
 from priors.trial import check_network
 from priors.weight_files import check_finite, disguise, find_weights
 

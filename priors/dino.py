@@ -3,6 +3,8 @@
 timm is imported where it is used: no other run needs it.
 """
 
+from __future__ import annotations
+
 from pathlib import Path
 
 import torch
@@ -11,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from priors.cards import refuse_known_file
-from priors.prior import PriorError
+from priors.errors import PriorError
 
 SIDE = 224
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")

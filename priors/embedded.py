@@ -4,6 +4,8 @@
 the figures of the model card. Weights are stored as float16 and computed with as float32.
 """
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,8 @@ from torch import nn
 from diffusion.denoiser import EDMDenoiser
 from priors.autoencoder import KLAutoencoder
 from priors.embedded_checks import check_export, check_numbers, check_sides, is_patch, read_misfit_excess
-from priors.prior import Prior, PriorError
+from priors.errors import PriorError
+from priors.prior import Prior
 from priors.trial import check_network
 from priors.weight_files import check_finite
 

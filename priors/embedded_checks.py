@@ -1,5 +1,7 @@
 """Is what ``config.json`` of an embedded prior says, and what is to be exported, numbers that fit each other?"""
 
+from __future__ import annotations
+
 import math
 from pathlib import Path
 from typing import Any
@@ -7,7 +9,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, UNet2DModel
 
-from priors.prior import PriorError
+from priors.errors import PriorError
 from priors.trial import LARGEST_SIDE
 
 LARGEST_NUMBER = 1e30

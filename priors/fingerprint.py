@@ -1,5 +1,7 @@
 """Which weights a prior has: a checksum that costs milliseconds even for large networks."""
 
+from __future__ import annotations
+
 import hashlib
 
 import torch

@@ -1,5 +1,7 @@
 """Latent diffusion (Rombach et al. 2022): CompVis conversions and diffusers' LDM folders, without text."""
 
+from __future__ import annotations
+
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel, VQModel
 from torch import nn
@@ -8,9 +10,10 @@ from diffusion.denoiser import GuidedDenoiser
 from priors.autoencoder import Autoencoder, ResizedAutoencoder
 from priors.conditions import check_card, check_channels, choose_class, null_class, refuse_conditions, square_side
 from priors.diffusers_folder import CheckpointFolder, LoadOptions, load_network
+from priors.errors import PriorError
 from priors.latent_units import latent_autoencoder, positive
 from priors.pixel_unet import choose_image_class
-from priors.prior import Prior, PriorError
+from priors.prior import Prior
 from priors.scheduler import build_denoiser
 from priors.unet import ConditionalUNet, ImageUNet, set_heads
 from priors.weight_files import load_table

@@ -1,5 +1,7 @@
 """Scale, shift and spread between an autoencoder's latents and its denoiser's: read from the folder, never guessed."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import torch
@@ -7,7 +9,7 @@ from diffusers import AutoencoderKL, VQModel
 
 from priors.autoencoder import LatentAutoencoder
 from priors.diffusers_folder import CheckpointFolder, LoadOptions, read_json
-from priors.prior import PriorError
+from priors.errors import PriorError
 
 LARGEST = 1e30
 """Beyond it float32 overflows."""

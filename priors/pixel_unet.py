@@ -1,11 +1,14 @@
 """Pixel networks: guided-diffusion (ADM) conversions and diffusers' DDPM folders."""
 
+from __future__ import annotations
+
 from diffusers import UNet2DModel
 
 from priors.autoencoder import IdentityAutoencoder
 from priors.conditions import check_card, check_channels, choose_class, refuse_conditions, square_side
 from priors.diffusers_folder import CheckpointFolder, LoadOptions, load_network
-from priors.prior import Prior, PriorError
+from priors.errors import PriorError
+from priors.prior import Prior
 from priors.scheduler import build_denoiser
 from priors.unet import ImageUNet, set_heads
 

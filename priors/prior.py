@@ -1,5 +1,7 @@
 """A prior: an autoencoder, a denoiser of its latents and the facts a sampler needs."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -7,13 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from diffusion.denoiser import Denoiser
+from diffusion.score import Denoiser
 from priors.autoencoder import Autoencoder, IdentityAutoencoder
 from priors.errors import PriorError
 
 __all__ = ["Prior", "PriorError", "in_autocast", "in_bfloat16"]
 
-Pullback = Callable[[torch.Tensor], torch.Tensor]
+Pullback = Callable[["torch.Tensor"], "torch.Tensor"]
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """From a diffusers scheduler configuration to a denoiser: betas and prediction type are read, never guessed."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from diffusion.noise import (
 )
 from priors.config_keys import check_scheduler_config
 from priors.diffusers_folder import CheckpointFolder, read_json
-from priors.prior import PriorError
+from priors.errors import PriorError
 
 DENOISERS = {"epsilon": EpsilonDenoiser, "v_prediction": VDenoiser, "sample": X0Denoiser}
 BETAS = {"linear": linear_betas, "scaled_linear": scaled_linear_betas}

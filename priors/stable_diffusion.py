@@ -5,6 +5,8 @@ where it is used; ``prompt_embeddings.safetensors`` in the folder (one tensor ``
 makes it unnecessary.
 """
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,9 @@ from diffusers import UNet2DConditionModel
 
 from priors.conditions import refuse_conditions
 from priors.diffusers_folder import UNREADABLE, CheckpointFolder, LoadOptions, load_network, read_json
+from priors.errors import PriorError
 from priors.latent_diffusion import conditional_denoiser, latent_prior
-from priors.prior import Prior, PriorError
+from priors.prior import Prior
 from priors.weight_files import find_weights, load_table
 
 EMBEDDINGS = "prompt_embeddings.safetensors"

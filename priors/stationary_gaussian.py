@@ -3,14 +3,17 @@ r"""A prior in closed form for photographs: stationary Gaussian images whose pow
 It needs no training and no weights, so it serves as the plainest prior of real images, at any size.
 """
 
+from __future__ import annotations
+
 import math
 
 import torch
 from torch import nn
 
-from diffusion.denoiser import broadcast_sigma
+from diffusion.levels import broadcast_sigma
 from priors.autoencoder import IdentityAutoencoder
-from priors.prior import Prior, PriorError
+from priors.errors import PriorError
+from priors.prior import Prior
 
 COLOUR_AXES = ((1, 1, 1), (1, 0, -1), (1, -2, 1))
 """Luminance, red against blue, green against magenta: close to the principal axes of the colours of photographs."""

@@ -4,6 +4,8 @@ diffusers checks little of a ``config.json``: a broken one fails anywhere betwee
 for more memory than there is. On torch's meta device shapes and types are computed, and no number is.
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,7 +15,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel, VQModel
 from torch import nn
 
-from priors.prior import PriorError
+from priors.errors import PriorError
 
 REPEATED = ("layers_per_block", "transformer_layers_per_block", "reverse_transformer_layers_per_block")
 MOST_LAYERS, LARGEST_SIDE = 100, 16_384

@@ -1,12 +1,14 @@
 """Diffusers' U-Nets as ``network(input, t) -> prediction``: own arithmetic type, condition, learned sigma dropped."""
 
+from __future__ import annotations
+
 import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
 from diffusers.models.attention_processor import Attention
 from torch import nn
 
 from priors.diffusers_folder import CheckpointFolder
-from priors.prior import PriorError
+from priors.errors import PriorError
 
 
 def set_heads(unet: UNet2DModel, folder: CheckpointFolder) -> UNet2DModel:

@@ -1,5 +1,7 @@
 """Files of weights: there, whole, what they seem to be, and every number in them a number."""
 
+from __future__ import annotations
+
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
-from priors.prior import PriorError
+from priors.errors import PriorError
 
 SHARD = r"-\d{5}-of-\d{5}"
 PRECISIONS = ("fp32", "fp16", "bf16")

@@ -1,5 +1,7 @@
 """Paired differences of runs against the first one, as a table."""
 
+from __future__ import annotations
+
 import statistics
 from collections.abc import Callable, Iterable
 from typing import NamedTuple

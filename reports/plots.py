@@ -1,5 +1,7 @@
 """Plots of finished runs: repulsion over the annealing, data misfit and PSNR over particles."""
 
+from __future__ import annotations
+
 import statistics
 from collections.abc import Callable
 from pathlib import Path

@@ -1,5 +1,7 @@
 """Reads ``metrics.json`` (schema 1) back."""
 
+from __future__ import annotations
+
 import json
 import math
 from pathlib import Path

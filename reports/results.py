@@ -1,5 +1,7 @@
 """Finished runs as ``tools/parse_metrics.py`` sees them, and their join over images."""
 
+from __future__ import annotations
+
 import dataclasses
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -128,7 +130,7 @@ class Run:
         inputs = {i: r.source for i, r in self.images.items() if r.source is not None}
         return Measurements(self.name, self.conditions, {i: r.fingerprint for i, r in self.images.items()}, inputs)
 
-    def with_ids(self, ids: dict[int, int]) -> "Run":
+    def with_ids(self, ids: dict[int, int]) -> Run:
         """The images that ``ids`` names, under their new ids."""
         return dataclasses.replace(self, images={ids[i]: image for i, image in self.images.items() if i in ids})
 

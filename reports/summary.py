@@ -1,5 +1,7 @@
 """What a table says of finished runs: one row a run."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import NamedTuple
 

@@ -1,5 +1,7 @@
 """A table of numbers with standard errors as terminal text, Markdown, CSV or LaTeX."""
 
+from __future__ import annotations
+
 import csv
 import io
 import math

@@ -1,12 +1,12 @@
 """From settings to objects: prior, operator, sampler settings."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
-from diffusion.mcmc import ChainSettings
-from diffusion.paths import PATHS
 from operators.operator import Operator
 from priors.prior import Prior, in_autocast
 from runs.checks import SettingsError
@@ -15,15 +15,11 @@ from runs.family import ROOT
 from runs.operators import OPERATORS
 from runs.settings import (
     FOLDER_KINDS,
-    AnnealingSettings,
-    ChainConfig,
     CompatSettings,
     ModelSettings,
-    OdeSettings,
     TaskSettings,
     operator_arguments,
 )
-from sampler import SamplerSettings
 
 if TYPE_CHECKING:  # diffusers takes seconds to import: only where a prior is loaded
     from priors.diffusers_folder import LoadOptions
@@ -66,9 +62,7 @@ def build_prior(
     return prior if dtype == torch.float32 else in_autocast(prior, dtype)
 
 
-def load_options(
-    model: ModelSettings, compat: CompatSettings, device: torch.device, dtype: torch.dtype
-) -> "LoadOptions":
+def load_options(model: ModelSettings, compat: CompatSettings, device: torch.device, dtype: torch.dtype) -> LoadOptions:
     """What :mod:`priors` needs to know of the settings to load a checkpoint."""
     from priors.diffusers_folder import LoadOptions
 
@@ -100,30 +94,3 @@ def build_operator(task: TaskSettings) -> Operator:
         raise
     except ValueError as error:
         raise SettingsError(f"task.options.{error}") from error
-
-
-def build_sampler_settings(
-    annealing: AnnealingSettings, ode: OdeSettings, chain: ChainConfig, compat: CompatSettings, is_pixel: bool = False
-) -> SamplerSettings:
-    """Paths, chain and likelihood of the annealing loop, from values without nulls.
-
-    A pixel prior has no gradients clamped (as in DAPS).
-    """
-    path = PATHS[annealing.schedule](annealing.num_steps, annealing.sigma_max, annealing.sigma_min)
-
-    def inner_path(sigma: float) -> torch.Tensor:
-        return PATHS[ode.schedule](ode.num_steps, sigma, ode.sigma_min, end=compat.inner_end)
-
-    return SamplerSettings(
-        path=path,
-        inner_path=inner_path,
-        chain=ChainSettings(chain.kernel, chain.num_steps, chain.step_size, chain.momentum, chain.curvature_limit),
-        step_size_min_ratio=chain.step_size_min_ratio,
-        tau=chain.tau,
-        prior_term=chain.prior,
-        prior_sigma=chain.prior_sigma,
-        solver=ode.solver,
-        likelihood_half=compat.likelihood_half,
-        gradient_clamp=None if is_pixel else compat.gradient_clamp,
-        ratio_counts_end=compat.ratio_counts_end,
-    )

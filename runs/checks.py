@@ -1,5 +1,7 @@
 """Errors of a configuration, collected so that a user sees all of them at once."""
 
+from __future__ import annotations
+
 import math
 import os
 from pathlib import Path

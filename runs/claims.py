@@ -5,6 +5,8 @@ was a process of this machine that is gone, and, for holders on other machines, 
 :data:`STALE_SECONDS`.
 """
 
+from __future__ import annotations
+
 import fcntl
 import json
 import os

@@ -1,5 +1,7 @@
 """Hydra's command line with errors that say what is allowed."""
 
+from __future__ import annotations
+
 import difflib
 import os
 import sys

@@ -1,5 +1,7 @@
 """The identity of a run: what determines its numbers, for any version of the configuration."""
 
+from __future__ import annotations
+
 import dataclasses
 import hashlib
 import json

@@ -1,5 +1,7 @@
 """The configuration that a command line starts from, composed outside of Hydra's own main."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass

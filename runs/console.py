@@ -1,5 +1,7 @@
 """What a person sees while a run goes on, and the hooks that keep time and pictures."""
 
+from __future__ import annotations
+
 import torch
 
 from priors.prior import Prior

@@ -4,12 +4,14 @@ Decoder calls with a gradient (forward and backward) are the currency in which s
 MCMC and latent optimisation spend, and unlike seconds they mean the same on every machine.
 """
 
+from __future__ import annotations
+
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 
-from diffusion.denoiser import Denoiser
+from diffusion.score import Denoiser
 from priors.autoencoder import Autoencoder
 from priors.prior import Prior
 
@@ -30,11 +32,11 @@ class Calls:
     encoder: int = 0
     denoiser: int = 0
 
-    def since(self, before: "Calls") -> dict[str, int]:
+    def since(self, before: Calls) -> dict[str, int]:
         """What was added after ``before``."""
         return {name: value - getattr(before, name) for name, value in asdict(self).items()}
 
-    def copy(self) -> "Calls":
+    def copy(self) -> Calls:
         """The counts as they stand."""
         return replace(self)
 

@@ -1,17 +1,22 @@
 """Priors and operators of the user's own: found by name, and their mistakes told in one sentence."""
 
+from __future__ import annotations
+
 import importlib
 import inspect
 import sys
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from operators.operator import Operator
-from priors.prior import Prior, PriorError
+from priors.errors import PriorError
 from runs.checks import SettingsError
+
+if TYPE_CHECKING:
+    from operators.operator import Operator
+    from priors.prior import Prior
 
 
 def import_target(key: str, target: str) -> Callable[..., Any]:

@@ -1,5 +1,7 @@
 """The device of a run."""
 
+from __future__ import annotations
+
 from functools import cache
 from pathlib import Path
 

@@ -1,5 +1,7 @@
 """The pictures of one reconstruction: single images, contact sheet, trajectory, lineage."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Any
 

@@ -1,5 +1,7 @@
 """What changes numbers without being a setting: threads, processor, arithmetic flags, versions, commit."""
 
+from __future__ import annotations
+
 import hashlib
 import platform
 import subprocess
@@ -26,7 +28,7 @@ NAMES = {
 }
 
 
-def environment(device: "torch.device") -> dict[str, Any]:
+def environment(device: torch.device) -> dict[str, Any]:
     """The facts of this process, for the record of an image."""
     import torch
 
@@ -43,7 +45,7 @@ def environment(device: "torch.device") -> dict[str, Any]:
     }
 
 
-def device_facts(device: "torch.device") -> dict[str, str | None]:
+def device_facts(device: torch.device) -> dict[str, str | None]:
     """Type and name of a device, for the record."""
     import torch
 

@@ -1,5 +1,7 @@
 """Sampler values that follow the family of the prior (pixel, ldm, sd, ...), so that nobody chooses them twice."""
 
+from __future__ import annotations
+
 import dataclasses
 from pathlib import Path
 from typing import Any

@@ -6,13 +6,15 @@ import math
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 
 from operators.operator import IDENTITY, Operator, Symmetry
-from priors.prior import Prior
 from runs.checks import SettingsError
+
+if TYPE_CHECKING:
+    from priors.prior import Prior
 
 SMALLEST_BANDWIDTH = 1e-12
 

@@ -1,5 +1,7 @@
 """Files that appear whole or not at all, and folders without links."""
 
+from __future__ import annotations
+
 import os
 import secrets
 from collections.abc import Iterator

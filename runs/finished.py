@@ -1,5 +1,7 @@
 """Is everything that is asked for finished? Told without torch, so that it takes a second."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Any
 

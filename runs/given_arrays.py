@@ -3,6 +3,8 @@
 What a file is, its content says first and its name second. Nothing is opened here that could run code.
 """
 
+from __future__ import annotations
+
 import zipfile
 from pathlib import Path
 from typing import NamedTuple

@@ -1,5 +1,7 @@
 """The options of Hydra's command line (``-m``, ``--cfg``, ``--config-name``, ...), with errors in one sentence."""
 
+from __future__ import annotations
+
 import difflib
 from argparse import ArgumentParser, Namespace
 from pathlib import Path

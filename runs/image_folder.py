@@ -1,5 +1,7 @@
 """The image files of a folder, and the id that each of them keeps."""
 
+from __future__ import annotations
+
 import os
 import re
 from collections import Counter

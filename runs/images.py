@@ -4,6 +4,8 @@ Grey, RGBA, 16-bit, EXIF-rotated and non-square files are converted: transparenc
 16-bit is scaled to 8-bit range as float, the centre square is cut and resized (Lanczos).
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -57,12 +59,12 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def image(self, position: int) -> "torch.Tensor":
+    def image(self, position: int) -> torch.Tensor:
         """``(1, C, R, R)`` float32 in [-1, 1]."""
         return to_tensor(self.read(position)[None])
 
     @property
-    def pixels(self) -> "torch.Tensor":
+    def pixels(self) -> torch.Tensor:
         """All of them, ``(N, C, R, R)``."""
         import torch
 
@@ -116,7 +118,7 @@ def load_image(path: Path, resolution: int, channels: int = 3, bit_depth: int | 
     return np.asarray(square).reshape(resolution, resolution, channels)
 
 
-def to_tensor(images: np.ndarray) -> "torch.Tensor":
+def to_tensor(images: np.ndarray) -> torch.Tensor:
     """``(N, H, W, C)`` uint8 -> ``(N, C, H, W)`` float32 in [-1, 1]."""
     import torch
 

@@ -1,5 +1,7 @@
 """What a machine offers a run: Python, packages, device, disk. Imports nothing that may be missing."""
 
+from __future__ import annotations
+
 import os
 import platform
 import re

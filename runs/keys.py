@@ -6,6 +6,8 @@ value, the one that reproduces the behaviour before the key existed. It need not
 default is another run than one stored before.
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 NEVER: Any = object()

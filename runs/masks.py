@@ -1,5 +1,7 @@
 """The array ``mask`` beside ``y``: which of its entries were measured."""
 
+from __future__ import annotations
+
 import numpy as np
 
 from runs.checks import DataError

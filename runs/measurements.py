@@ -4,6 +4,8 @@ What was not measured is NaN from here to :func:`operators.measured.leave_out`, 
 ``mask``; so it moves along with ``y`` when an origin is shifted.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from operators.operator import Operator
-from priors.prior import Prior
-from runs.phases import PhaseClock
-from runs.rng import ParticleStreams
-from state import Hook, Info, Start, State
+if TYPE_CHECKING:
+    from operators.operator import Operator
+    from priors.prior import Prior
+    from runs.phases import PhaseClock
+    from runs.rng import ParticleStreams
+    from state import Hook, Info, Start, State
 
 
 class Sampler(Protocol):

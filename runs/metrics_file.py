@@ -1,5 +1,7 @@
 """``metrics.json``, schema 1, from the records of a run's images."""
 
+from __future__ import annotations
+
 import statistics
 from datetime import UTC, datetime
 from itertools import zip_longest

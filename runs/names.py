@@ -1,5 +1,7 @@
 """File names for people: whatever bytes they hold, they reach terminals, figures and logs as harmless text."""
 
+from __future__ import annotations
+
 import unicodedata
 
 CONTROL = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")

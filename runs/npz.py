@@ -1,5 +1,7 @@
 """``.npz`` archives from anywhere: nothing is unpickled, and no more is read than is asked for."""
 
+from __future__ import annotations
+
 import math
 import os
 import zipfile
@@ -41,7 +43,7 @@ class Archive:
         if not self.files:
             raise DataError(f"{path} is not an .npz archive: it holds no array")
 
-    def __enter__(self) -> "Archive":
+    def __enter__(self) -> Archive:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -1,27 +1,31 @@
 """The operators that ``task.kind`` names, the checks of ``task.options``, and the operator of each image."""
 
+from __future__ import annotations
+
 import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 import numpy as np
 import torch
 
-from operators.blur_network import BlurNetwork
 from operators.down_sampling import DownSampling
 from operators.gaussian_blur import GaussianBlur
 from operators.hdr import HighDynamicRange
 from operators.inpainting import BoxInpainting, RandomInpainting
 from operators.motion_blur import MotionBlur
 from operators.nonlinear_blur import NonlinearBlur
-from operators.operator import Operator
 from operators.phase_retrieval import PhaseRetrieval
 from priors.cards import refuse_known_file
-from priors.prior import PriorError
+from priors.errors import PriorError
 from runs.checks import Checks, DataError, SettingsError
 from runs.given_arrays import open_arrays
 from runs.rng import operator_generator
+
+if TYPE_CHECKING:
+    from operators.blur_network import BlurNetwork
+    from operators.operator import Operator
 
 ROOT = Path(__file__).resolve().parent.parent
 ENCODER = "kernel_extractor."
@@ -90,6 +94,8 @@ def load_blur_network(path: Path) -> BlurNetwork:
     state = {name.removeprefix("module."): value for name, value in state.items()}
     state = {name: value for name, value in state.items() if not name.startswith(ENCODER)}
     try:
+        from operators.blur_network import BlurNetwork
+
         network = BlurNetwork(*_blur_network_size(state))
         network.load_state_dict(state)
     except (RuntimeError, KeyError, ValueError) as error:

@@ -9,15 +9,17 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from runs.checks import SettingsError
 from runs.custom import call_target, fault, import_target
-from runs.hook_setup import Setup
 from state import Hook, Info, State
+
+if TYPE_CHECKING:
+    from runs.hook_setup import Setup
 
 MOMENTS = ("before_ode", "after_mcmc", "before_renoise", "after_levels", "at_end")
 

@@ -1,5 +1,7 @@
 """Images that are asked for and not read yet."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -20,7 +22,7 @@ class Pending:
         load: reads and measures it; raises DataError where it cannot be used.
     """
 
-    def __init__(self, image_id: int, name: str, source: Callable[[], Source], load: "Callable[[], Problem]") -> None:
+    def __init__(self, image_id: int, name: str, source: Callable[[], Source], load: Callable[[], Problem]) -> None:
         self.image_id, self.name, self._source, self._load = image_id, name, source, load
         self._known: Source | None = None
         self._kept: Problem | None = None
@@ -36,7 +38,7 @@ class Pending:
             self._known = self._source()
         return self._known
 
-    def load(self, keep: bool = False) -> "Problem":
+    def load(self, keep: bool = False) -> Problem:
         """The measurement; kept for the next call if that is asked for."""
         problem = self._kept or self._load()
         self._kept = problem if keep else None

@@ -1,5 +1,7 @@
 """Seconds and peak GPU memory of each phase of a run."""
 
+from __future__ import annotations
+
 import time
 from dataclasses import dataclass, field
 

@@ -4,6 +4,8 @@ Pillow reduces 16-bit colour to its high byte and knows no white. Here the file'
 TIFF ``BitsPerSample`` and ``MaxSampleValue``); a range that they leave open is refused rather than guessed.
 """
 
+from __future__ import annotations
+
 import struct
 from pathlib import Path
 

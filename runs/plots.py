@@ -1,5 +1,7 @@
 """Pictures of a run: contact sheet, trajectory, single images."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -31,7 +33,7 @@ def save_png(path: Path, x: torch.Tensor) -> None:
         Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(temporary)
 
 
-def show(axis: "Axes", x: torch.Tensor, title: str, colour: str = "black") -> None:
+def show(axis: Axes, x: torch.Tensor, title: str, colour: str = "black") -> None:
     """One tile of a figure."""
     pixels = to_uint8(x)
     axis.imshow(pixels if pixels.shape[-1] == 3 else pixels[..., 0], cmap="gray", interpolation="nearest")

@@ -9,6 +9,8 @@ of what it saw, :math:`E|z - D|^2 + E|D - z_0|^2 = d \sigma^2`: the quotient of 
 another noise level than it gets (a wrong schedule) from one that is merely weak.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 

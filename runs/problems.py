@@ -1,5 +1,7 @@
 """What a run is to reconstruct: given measurements, or measurements simulated from images."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial

@@ -1,5 +1,7 @@
 """Progress: bars on a terminal; in a file or a cluster's log a line every half minute and one at each image's end."""
 
+from __future__ import annotations
+
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -67,7 +69,7 @@ class RunProgress:
         self._show()
 
     @contextmanager
-    def image(self, name: str, levels: int) -> Iterator["ImageProgress"]:
+    def image(self, name: str, levels: int) -> Iterator[ImageProgress]:
         """Progress of one image; one that is begun again under the same name counts once."""
         if not self.begun:
             self.first = self.clock()

@@ -1,5 +1,7 @@
 """Reconstruct one measurement: sample, score, choose, record."""
 
+from __future__ import annotations
+
 import time
 import traceback
 from collections.abc import Callable
@@ -136,7 +138,7 @@ class Reconstructor:
                 f"decode_batch={smaller} says so from the start"
             )
 
-    def _sample(self, problem: Problem) -> "Sampled":
+    def _sample(self, problem: Problem) -> Sampled:
         clock, started = PhaseClock(self.asked.device), time.perf_counter()
         calls_before = self.calls.copy()
         method, floor = self.method.for_operator(problem.operator), problem.operator.noise_floor(problem.y)
@@ -152,7 +154,7 @@ class Reconstructor:
             clock.leave()
         return Sampled(state, info, clock, trajectory, started_from, started, calls_before)
 
-    def _finish(self, problem: Problem, sampled: "Sampled") -> tuple[Result, Record]:
+    def _finish(self, problem: Problem, sampled: Sampled) -> tuple[Result, Record]:
         result = self._evaluate(problem, sampled.state, sampled.info)
         seconds = time.perf_counter() - sampled.started  # without pictures
         cost = {"seconds": seconds, "calls": self.calls.since(sampled.calls_before)}
@@ -160,7 +162,7 @@ class Reconstructor:
         record = self._record(result, sampled.clock, sampled.info, cost)
         return result, record | {"start": sampled.started_from, "files": None}
 
-    def _draw(self, result: Result, sampled: "Sampled") -> tuple[list[Path], str | None]:
+    def _draw(self, result: Result, sampled: Sampled) -> tuple[list[Path], str | None]:
         """Draw what there is to see; the paths, or none and why not."""
         try:
             levels, line = [], []

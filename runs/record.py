@@ -1,5 +1,7 @@
 """Results on disk: one record an image, ``metrics.json`` from all of them, resume; several processes may share them."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import math

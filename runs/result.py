@@ -1,5 +1,7 @@
 """One measurement, and what its reconstruction came to."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, replace
 
 import torch
@@ -39,7 +41,7 @@ class Problem:
         """The name for people, without what a terminal or a figure could take for more than text."""
         return shown(self.name)
 
-    def to(self, device: torch.device) -> "Problem":
+    def to(self, device: torch.device) -> Problem:
         """The same with its measurement and truth on ``device``."""
         return replace(self, y=self.y.to(device), truth=None if self.truth is None else self.truth.to(device))
 

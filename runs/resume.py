@@ -1,5 +1,7 @@
 """Going on with a run: which images are finished, of which input, and made with what."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path

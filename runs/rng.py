@@ -1,5 +1,7 @@
 """Random streams keyed by what they are for, so that batching, pruning or resuming changes no number."""
 
+from __future__ import annotations
+
 import hashlib
 
 import torch

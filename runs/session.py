@@ -1,5 +1,7 @@
 """One start of ``posterior_sample.py``: load what is needed, look at what is there, do what is left."""
 
+from __future__ import annotations
+
 import torch
 
 from evaluation.lpips import LpipsError, read_lpips

@@ -5,6 +5,8 @@ With :class:`plan.RunSettings` the dataclasses are the single source of names, t
 (:mod:`runs.keys`), so that stored runs go on.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
 from typing import Any
 

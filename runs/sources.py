@@ -1,5 +1,7 @@
 """What a reconstruction was made from: the name of its input, and a checksum of its content."""
 
+from __future__ import annotations
+
 import hashlib
 from typing import NamedTuple
 

@@ -1,8 +1,10 @@
-"""What a program does before it loads torch: waiting threads soon sleep, and signals end it in one sentence.
+"""What a program does before it loads torch: waiting threads soon sleep, signals end it in one sentence, torch waits.
 
 Standard library only. A program calls :func:`begin` before its other imports and :func:`ready` after them, and puts
 imports that follow later under :func:`loading`. A module that is merely imported calls neither, and nothing happens.
 """
+
+from __future__ import annotations
 
 import os
 import signal
@@ -11,6 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
+
+from runs.lazy_torch import load_torch_when_used
 
 WAITING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "30000", "KMP_BLOCKTIME": "1"}
 """How OpenMP (any, GNU's, Intel's) is told that a thread that waits for the others spins for a millisecond at most.
@@ -35,6 +39,7 @@ def begin(program: str) -> None:
         program: its name in messages.
     """
     let_waiting_threads_sleep()
+    load_torch_when_used()
     _begun.append(program)
     _leave_at_once(program)
 

@@ -5,20 +5,22 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from diffusion.paths import first_level_at_most
 from operators import fienup
-from operators.operator import Operator
 from operators.phase_retrieval import PhaseRetrieval
-from priors.prior import Prior
 from runs.checks import SettingsError
 from runs.hook_keys import Asked, key
 from runs.phases import synchronise
-from runs.rng import ParticleStreams
 from state import Start
+
+if TYPE_CHECKING:
+    from operators.operator import Operator
+    from priors.prior import Prior
+    from runs.rng import ParticleStreams
 
 PREFIX = "start"
 STARTS = ("noise", "hio", "raar")

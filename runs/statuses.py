@@ -1,5 +1,7 @@
 """Exit statuses of the programs, and what the disk said in words."""
 
+from __future__ import annotations
+
 from runs.names import shown
 
 FAILED = 1

@@ -1,5 +1,7 @@
 """``config.yaml`` of a run folder, which may hold anything: read within bounds."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Any
 

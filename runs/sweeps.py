@@ -1,5 +1,7 @@
 """Sweeps (``-m``): every value is checked before the first member runs, and a bad member does not end the others."""
 
+from __future__ import annotations
+
 import functools
 import sys
 from collections.abc import Callable, Iterator

@@ -1,5 +1,7 @@
 """The table at the end of a run."""
 
+from __future__ import annotations
+
 import math
 from typing import Any
 

@@ -4,6 +4,8 @@ Hydra reads every value by its grammar before anything knows its type. Here the 
 quoted first, so that they arrive as they were typed.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import re
 import types

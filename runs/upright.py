@@ -3,6 +3,8 @@
 Pillow's own ``exif_transpose`` writes the whole EXIF anew, which fails where one entry cannot be written back.
 """
 
+from __future__ import annotations
+
 from PIL import Image
 
 ORIENTATION = 0x0112

@@ -1,5 +1,7 @@
 """Checks of the configuration: each runs before a model is loaded, and everything they find is reported at once."""
 
+from __future__ import annotations
+
 from diffusion.mcmc import KERNELS
 from diffusion.paths import ENDS, PATHS
 from diffusion.pfode import SOLVERS

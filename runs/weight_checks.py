@@ -1,5 +1,7 @@
 """Are the weights that others published here, and are they what their cards say?"""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
 
@@ -9,7 +11,7 @@ from evaluation.lpips import LpipsError, lpips_files, read_lpips
 from priors.cards import Card, problem_with_file, read_cards
 from priors.checksums import sha256_of
 from priors.dino import DinoFeatures, dino_weights
-from priors.prior import PriorError
+from priors.errors import PriorError
 from runs.installation import NOTE, OK, PROBLEM, Finding
 
 

@@ -7,6 +7,8 @@ heads, image size, betas and null class are said (--architecture). Nothing in th
 or listed as dropped.
 """
 
+from __future__ import annotations
+
 import argparse
 import sys
 from pathlib import Path
@@ -20,7 +22,7 @@ if __name__ == "__main__":  # before torch is loaded
 from priors.conversion.families import FAMILIES, OPTIONS
 from priors.conversion.schedule import schedule_text
 from priors.convert import Card, convert_checkpoint
-from priors.prior import PriorError
+from priors.errors import PriorError
 
 
 def summary(card: Card, target: Path) -> str:

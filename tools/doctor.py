@@ -6,6 +6,8 @@
 Exit status: 0 when the selected prior works, 1 with a problem, 2 for input that cannot be used.
 """
 
+from __future__ import annotations
+
 import argparse
 import sys
 import textwrap
@@ -77,7 +79,7 @@ class Report:
         return int(self.counts[PROBLEM] > 0)
 
 
-def read_settings(overrides: list[str]) -> "RunSettings":
+def read_settings(overrides: list[str]) -> RunSettings:
     """Compose and check the settings as ``posterior_sample.py`` does.
 
     Raises:
@@ -102,7 +104,7 @@ def read_settings(overrides: list[str]) -> "RunSettings":
     return settings
 
 
-def device_findings(settings: "RunSettings") -> Iterable[Finding]:
+def device_findings(settings: RunSettings) -> Iterable[Finding]:
     """The device that a run would take, its memory, and whether it computes in bfloat16."""
     import torch
 
@@ -128,10 +130,10 @@ def device_findings(settings: "RunSettings") -> Iterable[Finding]:
         yield Finding(NOTE, text, "with an NVIDIA GPU: install its driver, then a CUDA build of torch (pytorch.org)")
 
 
-def prior_findings(settings: "RunSettings", model: str) -> Iterable[Finding]:
+def prior_findings(settings: RunSettings, model: str) -> Iterable[Finding]:
     """Load the prior and put it to work."""
     from priors.cards import card_of_model
-    from priors.prior import PriorError
+    from priors.errors import PriorError
     from runs.build import build_prior
     from runs.checks import SettingsError
     from runs.device import choose_device
@@ -157,7 +159,7 @@ def prior_findings(settings: "RunSettings", model: str) -> Iterable[Finding]:
         yield Finding(PROBLEM, f"fails at work: {type(error).__name__}: {' '.join(str(error).split())[:300]}", fetch)
 
 
-def weight_findings(settings: "RunSettings", model: str) -> Iterable[Finding]:
+def weight_findings(settings: RunSettings, model: str) -> Iterable[Finding]:
     """Files that others published, LPIPS, DINO."""
     from priors.cards import card_of_model
     from runs.weight_checks import card_findings, dino_finding, lpips_finding

@@ -5,6 +5,8 @@
 ``--record`` writes the figures into the prior's ``config.json``, under ``figures``.
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import sys
@@ -18,7 +20,7 @@ if __name__ == "__main__":  # before torch is loaded
     let_waiting_threads_sleep()
 
 from priors.embedded import CONFIG, load_embedded, read_config
-from priors.prior import PriorError
+from priors.errors import PriorError
 from runs.checks import DataError
 from runs.images import npz_split, to_tensor
 from training.export import prior_figures

@@ -7,6 +7,8 @@
 Numbers behind ± are standard errors over images: sample standard deviation (n - 1) over sqrt(n).
 """
 
+from __future__ import annotations
+
 import argparse
 import shutil
 import sys

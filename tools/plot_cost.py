@@ -10,6 +10,8 @@ that did not count. Runs between commas are one run over their images. Behind th
 last point of the last curve, image by image.
 """
 
+from __future__ import annotations
+
 import argparse
 import statistics
 import sys

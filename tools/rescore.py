@@ -5,6 +5,8 @@
 Useful after a metric changed, or once LPIPS weights are there. Selections and timings stay as they were.
 """
 
+from __future__ import annotations
+
 import argparse
 import sys
 from pathlib import Path

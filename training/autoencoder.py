@@ -1,5 +1,7 @@
 """Stage one: a KL autoencoder."""
 
+from __future__ import annotations
+
 import copy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,7 +9,6 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL
 from torch import nn
-from torch.nn import functional as F
 
 from evaluation.metrics import psnr_db
 from priors.autoencoder import build_kl_network
@@ -64,8 +65,8 @@ def reconstruction_loss(output: torch.Tensor, target: torch.Tensor, gradient_wei
 def reconstruct(network: AutoencoderKL, x: torch.Tensor, patch: int) -> torch.Tensor:
     """Decode the posterior mean of ``x``, without gradients."""
     with torch.no_grad():
-        blocks = network.encode(F.pixel_unshuffle(x, patch)).latent_dist.mean
-        return F.pixel_shuffle(network.decode(blocks).sample, patch)
+        blocks = network.encode(torch.nn.functional.pixel_unshuffle(x, patch)).latent_dist.mean
+        return torch.nn.functional.pixel_shuffle(network.decode(blocks).sample, patch)
 
 
 def mean_psnr_db(network: nn.Module, images: torch.Tensor, patch: int) -> float:
@@ -85,10 +86,10 @@ def train_autoencoder(
     def loss_function(step: int) -> dict[str, torch.Tensor]:
         generator = step_generator(seed, step)
         x = data.batch(settings.loop.batch_size, generator).to(device)
-        posterior = network.encode(F.pixel_unshuffle(x, settings.patch)).latent_dist
+        posterior = network.encode(torch.nn.functional.pixel_unshuffle(x, settings.patch)).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=generator).to(device)
         latents = posterior.mean + posterior.std * noise
-        output = F.pixel_shuffle(network.decode(latents).sample.float(), settings.patch)
+        output = torch.nn.functional.pixel_shuffle(network.decode(latents).sample.float(), settings.patch)
         kl = posterior.kl().float().mean() / latents[0].numel()
         loss = reconstruction_loss(output, x, settings.gradient_weight) + settings.kl_weight * kl
         return {"loss": loss, "kl": kl, "mse": (output - x).square().mean()}

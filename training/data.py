@@ -1,5 +1,7 @@
 """Training images with random zooms, drawn so that batch ``k`` depends on the seed and ``k`` only."""
 
+from __future__ import annotations
+
 import io
 import itertools
 from dataclasses import dataclass
@@ -8,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torch.nn import functional as F
 
 from runs.checks import DataError
 from runs.image_folder import image_files
@@ -67,7 +68,7 @@ class TrainingImages:
         top, left = (round((full - side) * b.item()) for b in box[1:])
         crop = large[None, :, top : top + side, left : left + side].float()
         size = (resolution, resolution)
-        return F.interpolate(crop, size, mode="bicubic", antialias=True)[0].clamp(0, 255)
+        return torch.nn.functional.interpolate(crop, size, mode="bicubic", antialias=True)[0].clamp(0, 255)
 
 
 def load_training_images(

@@ -1,5 +1,7 @@
 """Stage last: write the prior's folder, with figures measured from the shipped float16 files."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
 from typing import Any

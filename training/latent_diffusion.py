@@ -1,5 +1,7 @@
 """Stage two: a denoiser of standardised latents with EDM preconditioning and weighting."""
 
+from __future__ import annotations
+
 import copy
 from dataclasses import dataclass, field
 from pathlib import Path

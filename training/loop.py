@@ -1,5 +1,7 @@
 """One training loop for every stage: EMA, curves, atomic checkpoints, exact resume."""
 
+from __future__ import annotations
+
 import csv
 import json
 import math
@@ -21,7 +23,7 @@ class DivergedError(RuntimeError):
     """A loss or a weight is not finite any more; the message says at which step, the likely cause and what to do."""
 
 
-LossFunction = Callable[[int], dict[str, torch.Tensor]]
+LossFunction = Callable[[int], dict[str, "torch.Tensor"]]
 ValidationFunction = Callable[[nn.Module], dict[str, float]]
 
 

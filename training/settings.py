@@ -1,5 +1,7 @@
 """Settings of ``train_prior.py``."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
 from pathlib import Path
 

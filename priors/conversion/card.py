@@ -1,11 +1,13 @@
 """The card of a conversion: ``card.json`` in the folder that it made."""
 
+from __future__ import annotations
+
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from priors.prior import PriorError
+from priors.errors import PriorError
 
 CARD = "card.json"
 

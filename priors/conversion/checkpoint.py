@@ -4,6 +4,8 @@ Pickles are read with torch's restricted reader; the few classes that old traini
 are replaced, by name, with an empty stand-in. Everything else is refused.
 """
 
+from __future__ import annotations
+
 import hashlib
 import pickle
 import re
@@ -17,7 +19,7 @@ from safetensors.torch import load_file
 from tqdm import tqdm
 
 from priors.conversion.mapping import State
-from priors.prior import PriorError
+from priors.errors import PriorError
 
 HARMLESS = (
     "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
@@ -33,7 +35,7 @@ MEGABYTE = 2**20
 class _StandIn:
     """Takes the place of a class that is only bookkeeping; holds nothing."""
 
-    def __new__(cls, *arguments: Any, **named: Any) -> "_StandIn":
+    def __new__(cls, *arguments: Any, **named: Any) -> _StandIn:
         return super().__new__(cls)
 
     def __init__(self, *arguments: Any, **named: Any) -> None:

@@ -1,5 +1,7 @@
 """Facts of a network that its tensors do not tell: from the file, an option or a published model, never by guessing."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,7 +14,7 @@ from priors.conversion.options import Options
 from priors.conversion.schedule import published_schedule, same_betas, schedule_text, stored_schedule
 from priors.conversion.unet import UNetArchitecture
 from priors.conversion.unet_mapping import Heads, attended_widths
-from priors.prior import PriorError
+from priors.errors import PriorError
 
 OPTION, FILE, ARCHITECTURE, CHECKSUM = "an option", "the file", "its architecture", "its SHA-256"
 DEFAULT = "the default"

@@ -1,5 +1,7 @@
 """The four published families: what their files cannot tell, and how they are recognised."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 from priors.conversion.first_stage import FirstStageArchitecture
@@ -7,7 +9,7 @@ from priors.conversion.mapping import Shapes, State
 from priors.conversion.options import OPTIONS, Options, read_options
 from priors.conversion.unet import UNetArchitecture, read_architecture
 from priors.conversion.unet_mapping import Heads
-from priors.prior import PriorError
+from priors.errors import PriorError
 
 __all__ = ["FAMILIES", "OPTIONS", "Family", "Options", "dotless", "read_options", "recognise", "siblings", "strip"]
 UNET, EMA, FIRST_STAGE, CLASSES = "model.diffusion_model.", "model_ema.", "first_stage_model.", "cond_stage_model."

@@ -4,6 +4,8 @@ Encoder and decoder are levels of residual blocks around a middle with one-heade
 levels by resolution, diffusers by execution. A codebook makes it a ``VQModel``.
 """
 
+from __future__ import annotations
+
 import re
 from dataclasses import dataclass
 
@@ -13,7 +15,7 @@ from torch import nn
 
 from priors.conversion.mapping import Entry, Shapes, covers, pointwise, same, shapes_of, sizes
 from priors.conversion.unet import GROUPS, IMAGE_CHANNELS, vote
-from priors.prior import PriorError
+from priors.errors import PriorError
 
 BLOCK = re.compile(r"encoder\.down\.(\d+)\.block\.(\d+)\.(?:conv1|norm2|conv2)\.(?:weight|bias)")
 ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}

@@ -1,13 +1,15 @@
 """From original names to those of diffusers: every tensor used once, none left over, none misshapen."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
 
-from priors.prior import PriorError
+from priors.errors import PriorError
 
-State = dict[str, torch.Tensor]
+State = dict[str, "torch.Tensor"]
 Shape = tuple[int, ...]
 Shapes = dict[str, Shape]
 NAMED = 4

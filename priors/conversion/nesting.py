@@ -4,6 +4,8 @@ Training scripts save ``{"model": ..., "ema": ..., "optimizer": ...}``; ``DataPa
 name, ``torch.compile`` ``_orig_mod.``, and one around the other both. What is chosen and removed is said in the card.
 """
 
+from __future__ import annotations
+
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
@@ -13,7 +15,7 @@ from typing import Any
 import torch
 
 from priors.conversion.mapping import State
-from priors.prior import PriorError
+from priors.errors import PriorError
 
 WRAPPERS = ("module", "_orig_mod")
 AVERAGED = re.compile(r"(^|[._])ema([._]|$)|averag|shadow", re.IGNORECASE)

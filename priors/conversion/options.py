@@ -1,11 +1,13 @@
 """What the caller says of a checkpoint that its tensors do not: ``--architecture KEY=VALUE``."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from priors.conversion.unet_mapping import Heads
-from priors.prior import PriorError
+from priors.errors import PriorError
 
 ORDERS, PREDICTIONS = ("legacy", "new"), ("epsilon", "v_prediction", "sample")
 SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}

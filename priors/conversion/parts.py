@@ -1,5 +1,7 @@
 """The networks in a checkpoint, and a reason for every key that goes to none of them."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field
 
 import torch
@@ -10,7 +12,7 @@ from priors.conversion.facts import Facts, Layout
 from priors.conversion.families import CLASSES, EMA, FIRST_STAGE, UNET, Family, dotless, strip
 from priors.conversion.mapping import Entry, Problems, Shapes, State, convert, expected, shapes_of, sizes
 from priors.conversion.unet import UNetArchitecture, read_architecture, vote
-from priors.prior import PriorError
+from priors.errors import PriorError
 
 CLASS_KEY = f"{CLASSES}embedding.weight"
 AVERAGES = (f"{EMA}decay", f"{EMA}num_updates")

@@ -1,12 +1,14 @@
 """Noise schedules: betas of a file, of an option or of a published model, as diffusers describes them."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import torch
 
 from diffusion.noise import cosine_betas, linear_betas, scaled_linear_betas
 from priors.conversion.families import Family
-from priors.prior import PriorError
+from priors.errors import PriorError
 
 COSINE = "squaredcos_cap_v2"
 STORED = {"rtol": 1e-5, "atol": 0.0}

@@ -5,6 +5,8 @@ Both projects share one network (Dhariwal, Nichol 2021; Rombach et al. 2022): ``
 where the level has one, and a resampling step. Shapes tell everything but the width of an attention head.
 """
 
+from __future__ import annotations
+
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -12,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from priors.conversion.mapping import Shapes, sizes
-from priors.prior import PriorError
+from priors.errors import PriorError
 
 LAYER = re.compile(r"((?:input|output)_blocks\.\d+\.\d+|middle_block\.\d+)\.(.+)")
 GROUPS = 32

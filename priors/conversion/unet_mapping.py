@@ -1,5 +1,7 @@
 """The same U-Net as a diffusers network: its configuration and the name of every tensor."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +20,7 @@ from priors.conversion.mapping import (
     shapes_of,
 )
 from priors.conversion.unet import GROUPS, UNetArchitecture
-from priors.prior import PriorError
+from priors.errors import PriorError
 
 RESIDUAL = {
     "in_layers.0": "norm1",

@@ -4,8 +4,10 @@ import torch
 from analytic import F64, correlated, normal
 
 from diffusion.analytic import GaussianDenoiser, GaussianMixtureDenoiser
-from diffusion.denoiser import EDMDenoiser, EpsilonDenoiser, VDenoiser, X0Denoiser, broadcast_sigma, score
+from diffusion.denoiser import EDMDenoiser, EpsilonDenoiser, VDenoiser, X0Denoiser
+from diffusion.levels import broadcast_sigma
 from diffusion.noise import DiscreteNoise, alphas_cumprod, scaled_linear_betas
+from diffusion.score import score
 
 SHAPE = (4, 3, 2)
 SIZE = 24

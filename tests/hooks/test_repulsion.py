@@ -24,9 +24,9 @@ from sampler_support import (
 from test_repulsion_spaces import bandwidths
 from torch import nn
 
-from diffusion.denoiser import score
 from diffusion.paths import edm_path
 from diffusion.pfode import DiffusionPFODE
+from diffusion.score import score
 from repulsion import Repulsion, Settings, schedule_factor
 from runs.feature_space import LatentSpace
 from runs.rng import ParticleStreams

@@ -9,7 +9,7 @@ from symmetry_support import mixture, moves, state_of
 from torch.distributions import Categorical, Independent, MixtureSameFamily, MultivariateNormal, Normal
 
 from diffusion.analytic import GaussianMixtureDenoiser
-from diffusion.denoiser import denoising_loss, score
+from diffusion.score import denoising_loss, score
 from operators import symmetry_moves
 from operators.phase_retrieval import rotate_180
 from operators.symmetry_moves import conjugate_band, flip_channels, ring

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from tiny import AUTOENCODER, DENOISER, QUICK, RESOLUTION, reconstruct
 
-from diffusion.denoiser import score
+from diffusion.score import score
 from priors.autoencoder import KLAutoencoder
 from priors.embedded import load_embedded, save_embedded
 from priors.prior import in_bfloat16
