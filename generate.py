@@ -72,18 +72,14 @@ def validate(settings: GenerateSettings) -> None:
     Raises:
         SettingsError: with one line a problem.
     """
-    from runs.validation import DEVICES, PRECISIONS, check_model
+    from runs.validation import check_machine, check_model
 
     checks = Checks()
     checks.number("count", settings.count, 1, 1_000_000)
     checks.number("seed", settings.seed, 0)
     checks.number("num_steps", settings.num_steps, 1, 100_000)
-    checks.number("gpu", settings.gpu, 0)
-    checks.choice("device", settings.device, DEVICES)
-    checks.choice("precision", settings.precision, PRECISIONS)
+    check_machine(settings.device, settings.gpu, settings.precision, settings.decode_batch, checks)
     checks.require(bool(settings.out.strip()), "out='': name a PNG or a folder")
-    if settings.decode_batch is not None:
-        checks.number("decode_batch", settings.decode_batch, 1)
     check_model(settings.model, checks)
     checks.finish()
 

@@ -19,7 +19,8 @@ import resample_opt
 import resampling
 import restarts
 import symmetry
-from runs import own_hooks, starts
+from evaluation.selection import RULES
+from runs import own_hooks, starts, validation
 from runs.checks import Checks, SettingsError
 from runs.family import fill_chain, fill_sampler
 from runs.hook_keys import Asked, cut, flat_class
@@ -117,6 +118,48 @@ def check_hooks(keys: Any, num_samples: int, checks: Checks) -> None:
 def check_own_hooks(asked: list[Any], checks: Checks) -> None:
     """Report every entry of the key ``hooks`` that names no hook."""
     checks.problems += own_hooks.problems(asked)
+
+
+def validate(settings: RunSettings) -> None:
+    """Check every value, before a prior is loaded.
+
+    Raises:
+        SettingsError: with one line a problem: the key, the value, what is allowed.
+    """
+    checks, data = Checks(), settings.data
+    validation.check_results(settings.name, settings.save_dir, checks)
+    validation.check_particles(settings.num_samples, settings.particle_ids, checks)
+    validation.check_machine(settings.device, settings.gpu, settings.precision, settings.decode_batch, checks)
+    checks.choice("selection_rule", settings.selection_rule, RULES)
+    checks.number("seed", settings.seed, 0)
+    check_hooks(settings, settings.num_samples, checks)
+    check_own_hooks(settings.hooks, checks)
+    validation.check_data(data, settings.on_error, checks)
+    validation.check_task(settings.task, data, checks)
+    validation.check_model(settings.model, checks)
+    try:
+        own = follow_family(settings)
+        validation.check_loop(own.sampler.annealing, own.sampler.ode, own.compat, checks)
+        _check_last_level(own, checks)
+        validation.check_chain(resolve_chain(own), checks)
+    except SettingsError as error:
+        checks.problems.append(str(error))
+    checks.finish()
+
+
+def _check_last_level(settings: RunSettings, checks: Checks) -> None:
+    """Hooks that begin at a time must have a level that late."""
+    count = settings.sampler.annealing.num_steps
+    last_t = NUM_TIMESTEPS / max(count, 1)
+    checks.require(
+        settings.pruning_step < 0 or last_t <= settings.pruning_step,
+        f"pruning_step={settings.pruning_step}: no level is that late; the last of {count} levels has t = {last_t:g}",
+    )
+    checks.require(
+        settings.optimization_step < 0 or settings.optimization_when == "end" or last_t <= settings.optimization_step,
+        f"optimization_step={settings.optimization_step}: no level is that late (the last has t = {last_t:g}); "
+        "use optimization_when=end",
+    )
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,12 @@ if __name__ == "__main__":
 import hydra  # noqa: E402
 from omegaconf import DictConfig, OmegaConf  # noqa: E402
 
-from plan import RunSettings  # noqa: E402
+from plan import RunSettings, validate  # noqa: E402
 from priors.errors import PriorError  # noqa: E402
 from runs.checks import DataError, SettingsError  # noqa: E402
 from runs.command_line import CONFIG_DIR, fail, member, register, run  # noqa: E402
 from runs.finished import finished_before  # noqa: E402
 from runs.statuses import DISK, FAILED, NOTHING, SKIPPED, StoppedError, disk_fault  # noqa: E402
-from runs.validation import validate  # noqa: E402
 
 register("run_settings", RunSettings)
 

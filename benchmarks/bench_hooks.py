@@ -31,13 +31,13 @@ from plan import (  # noqa: E402
     RunSettings,
     build_plan,
     loop_settings,
+    validate,
 )
 from priors.prior import Prior  # noqa: E402
 from runs.build import build_operator, build_prior  # noqa: E402
 from runs.command_line import compose_config  # noqa: E402
 from runs.phases import PhaseClock, synchronise  # noqa: E402
 from runs.rng import ParticleStreams, measurement_generator  # noqa: E402
-from runs.validation import validate  # noqa: E402
 from sampler import LatentDAPS  # noqa: E402
 
 POSTERIOR = ["optimization_step=0", "optimization_prior_sigma=0.1", "optimization_max_iters=60"]

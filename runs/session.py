@@ -7,7 +7,7 @@ import torch
 from evaluation.lpips import LpipsError, read_lpips
 from evaluation.metrics import Evaluator
 from operators.operator import Operator
-from plan import RunSettings, build_plan, follow_family, loop_settings
+from plan import RunSettings, build_plan, follow_family, loop_settings, validate
 from priors.fingerprint import prior_sha256
 from runs.build import build_operator, build_prior
 from runs.checks import DataError
@@ -19,13 +19,12 @@ from runs.family import followed_config
 from runs.finished import Missing, report
 from runs.names import shown
 from runs.pending import Pending
-from runs.problems import find_problems, noise_warning, sums_now
+from runs.problems import Inputs, noise_warning
 from runs.progress import RunProgress
 from runs.reconstruct import Asked, Reconstructor, skipped_record
 from runs.record import RunFolder
 from runs.resume import SumsOf, check_weights, folder_ids, is_finished, other_environment, set_stale_aside
 from runs.statuses import StoppedError
-from runs.validation import validate
 
 
 def sample(settings: RunSettings, config: dict) -> Missing:
@@ -55,11 +54,12 @@ def sample(settings: RunSettings, config: dict) -> Missing:
             f"out of memory while the prior was loaded ({' '.join(str(error).split())[:160]}): use precision=bfloat16 "
             "or float16, or a device with more memory (gpu=N)"
         ) from error
-    asked = find_problems(settings, reconstructor.method.prior, operator, ids)
+    inputs = Inputs(settings.data, settings.task, settings.seed, reconstructor.method.prior, operator, ids)
+    asked = inputs.find(settings.on_error)
     folder.open()
     if ids is not None:
         folder.keep_files(ids)
-    say(*what_is_there(folder, asked, sums_now(settings, reconstructor.method.prior, operator, ids), device))
+    say(*what_is_there(folder, asked, inputs.sums_now, device))
     try:
         with RunProgress(len(asked)) as reconstructor.progress:
             for pending in asked:

@@ -5,13 +5,21 @@ from __future__ import annotations
 from diffusion.mcmc import KERNELS
 from diffusion.paths import ENDS, PATHS
 from diffusion.pfode import SOLVERS
-from evaluation.selection import RULES
 from operators.magnitudes import FORMS, ORIGINS
-from plan import RunSettings, check_hooks, check_own_hooks, follow_family, resolve_chain
-from runs.checks import Checks, SettingsError
+from runs.checks import Checks
 from runs.device import DEVICES
 from runs.operators import OPERATORS, check_options
-from runs.settings import FOLDER_KINDS, DataSettings, ModelSettings, TaskSettings, operator_arguments
+from runs.settings import (
+    FOLDER_KINDS,
+    AnnealingSettings,
+    ChainConfig,
+    CompatSettings,
+    DataSettings,
+    ModelSettings,
+    OdeSettings,
+    TaskSettings,
+    operator_arguments,
+)
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 DATA_KINDS = ("demo", "folder", "npz")
@@ -23,45 +31,33 @@ PRIOR_TERMS = ("gaussian", "exact")
 TIMESTEP_MAPS = ("native", "vp")
 
 
-def validate(settings: RunSettings) -> None:
-    """Check every value.
-
-    Raises:
-        SettingsError: with one line a problem: the key, the value, what is allowed.
-    """
-    checks = Checks()
-    _check_top(settings, checks)
-    check_hooks(settings, settings.num_samples, checks)
-    check_own_hooks(settings.hooks, checks)
-    _check_parts(settings, checks)
-    check_model(settings.model, checks)
-    try:
-        _check_sampler(follow_family(settings), checks)
-    except SettingsError as error:
-        checks.problems.append(str(error))
-    checks.finish()
-
-
-def _check_top(settings: RunSettings, checks: Checks) -> None:
-    checks.folder_name("name", settings.name)
-    checks.require(bool(settings.save_dir.strip()), "save_dir='': name the folder of all results, such as results")
-    checks.number("num_samples", settings.num_samples, 1, 4096)
-    ids = settings.particle_ids
+def check_particles(num_samples: int, particle_ids: list[int] | None, checks: Checks) -> None:
+    """Report what no batch of particles could be."""
+    checks.number("num_samples", num_samples, 1, 4096)
+    ids = particle_ids
     if ids is not None:
-        fits = bool(ids) and len(set(ids)) == len(ids) and all(0 <= i < settings.num_samples for i in ids)
+        fits = bool(ids) and len(set(ids)) == len(ids) and all(0 <= i < num_samples for i in ids)
         checks.require(fits, f"particle_ids={ids}: must be distinct ids from 0 to num_samples - 1")
-    checks.choice("device", settings.device, DEVICES)
-    checks.choice("selection_rule", settings.selection_rule, RULES)
-    checks.choice("on_error", settings.on_error, ON_ERROR)
-    checks.choice("precision", settings.precision, PRECISIONS)
-    if settings.decode_batch is not None:
-        checks.number("decode_batch", settings.decode_batch, 1)
-    checks.number("gpu", settings.gpu, 0)
-    checks.number("seed", settings.seed, 0)
 
 
-def _check_parts(settings: RunSettings, checks: Checks) -> None:
-    data, model, task = settings.data, settings.model, settings.task
+def check_machine(device: str, gpu: int, precision: str, decode_batch: int | None, checks: Checks) -> None:
+    """Report what cannot be computed on or with."""
+    checks.choice("device", device, DEVICES)
+    checks.number("gpu", gpu, 0)
+    checks.choice("precision", precision, PRECISIONS)
+    if decode_batch is not None:
+        checks.number("decode_batch", decode_batch, 1)
+
+
+def check_results(name: str, save_dir: str, checks: Checks) -> None:
+    """Report what no folder of results could be called."""
+    checks.folder_name("name", name)
+    checks.require(bool(save_dir.strip()), "save_dir='': name the folder of all results, such as results")
+
+
+def check_data(data: DataSettings, on_error: str, checks: Checks) -> None:
+    """Report what no images could be read from."""
+    checks.choice("on_error", on_error, ON_ERROR)
     checks.choice("data.kind", data.kind, DATA_KINDS)
     checks.choice("data.split", data.split, SPLITS)
     images = None if data.measurement is not None else data.kind  # given measurements need no images
@@ -76,10 +72,11 @@ def _check_parts(settings: RunSettings, checks: Checks) -> None:
     if data.bit_depth is not None:
         checks.number("data.bit_depth", data.bit_depth, 1, 32)
         checks.require(images == "folder", f"data.bit_depth={data.bit_depth}: only for data=folder")
+
+
+def check_task(task: TaskSettings, data: DataSettings, checks: Checks) -> None:
+    """Report what no operator could be made from."""
     _check_convention(data, task, checks)
-    checks.choice("model.kind", model.kind, MODEL_KINDS)
-    checks.require(model.kind != "custom" or bool(model.target), "model.target is not set: package.module:factory")
-    checks.require(model.kind != "embedded" or bool(model.path), "model.path is not set: folder of a trained prior")
     checks.choice("task.kind", task.kind, TASK_KINDS)
     checks.require(task.kind != "custom" or bool(task.target), "task.target is not set: package.module:factory")
     checks.number("task.oversample", task.oversample, 0, 64, open_low=True)
@@ -111,6 +108,9 @@ def _check_convention(data: DataSettings, task: TaskSettings, checks: Checks) ->
 
 def check_model(model: ModelSettings, checks: Checks) -> None:
     """Report what no prior could be loaded with."""
+    checks.choice("model.kind", model.kind, MODEL_KINDS)
+    checks.require(model.kind != "custom" or bool(model.target), "model.target is not set: package.module:factory")
+    checks.require(model.kind != "embedded" or bool(model.path), "model.path is not set: folder of a trained prior")
     from_folder = model.kind in FOLDER_KINDS
     if model.family is not None:  # else the missing folder is told where its family is looked for
         checks.require(not from_folder or bool(model.path), "model.path is not set: folder of a converted checkpoint")
@@ -130,23 +130,12 @@ def check_model(model: ModelSettings, checks: Checks) -> None:
         )
 
 
-def _check_sampler(settings: RunSettings, checks: Checks) -> None:
-    annealing, ode, compat = settings.sampler.annealing, settings.sampler.ode, settings.compat
+def check_loop(annealing: AnnealingSettings, ode: OdeSettings, compat: CompatSettings, checks: Checks) -> None:
+    """Report what no annealing loop could run with."""
     for prefix, part in (("sampler.annealing", annealing), ("sampler.ode", ode)):
         checks.choice(f"{prefix}.schedule", part.schedule, list(PATHS))
         checks.number(f"{prefix}.num_steps", part.num_steps, 1, 100_000)
         checks.number(f"{prefix}.sigma_min", part.sigma_min, 0, open_low=True)
-    last_t = 1000 / max(annealing.num_steps, 1)
-    checks.require(
-        settings.pruning_step < 0 or last_t <= settings.pruning_step,
-        f"pruning_step={settings.pruning_step}: no level is that late; the last of {annealing.num_steps} levels has "
-        f"t = {last_t:g}",
-    )
-    checks.require(
-        settings.optimization_step < 0 or settings.optimization_when == "end" or last_t <= settings.optimization_step,
-        f"optimization_step={settings.optimization_step}: no level is that late (the last has t = {last_t:g}); "
-        "use optimization_when=end",
-    )
     checks.number("sampler.annealing.sigma_max", annealing.sigma_max, 0, open_low=True)
     checks.require(
         annealing.sigma_max > annealing.sigma_min,
@@ -161,11 +150,10 @@ def _check_sampler(settings: RunSettings, checks: Checks) -> None:
     checks.choice("compat.inner_end", compat.inner_end, ENDS)
     if compat.gradient_clamp is not None:
         checks.number("compat.gradient_clamp", compat.gradient_clamp, 0, open_low=True)
-    try:
-        chain = resolve_chain(settings)
-    except SettingsError as error:
-        checks.problems.append(str(error))
-        return
+
+
+def check_chain(chain: ChainConfig, checks: Checks) -> None:
+    """Report what no MCMC chain could run with."""
     checks.choice("sampler.mcmc.kernel", chain.kernel, KERNELS)
     checks.choice("sampler.mcmc.prior", chain.prior, PRIOR_TERMS)
     checks.number("sampler.mcmc.num_steps", chain.num_steps, 1, 1_000_000)

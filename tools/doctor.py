@@ -87,10 +87,9 @@ def read_settings(overrides: list[str]) -> RunSettings:
     """
     from omegaconf import OmegaConf
 
-    from plan import RunSettings
+    from plan import RunSettings, validate
     from runs.checks import SettingsError
     from runs.command_line import check_overrides, compose_config, fail, register
-    from runs.validation import validate
 
     register("run_settings", RunSettings)
     problem = check_overrides("config", overrides)

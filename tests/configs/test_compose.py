@@ -9,13 +9,12 @@ from omegaconf import OmegaConf
 import posterior_sample  # noqa: F401 (registers the schema)
 import train_prior  # noqa: F401 (registers the schema)
 from operators.operator import Operator
-from plan import RunSettings, follow_family, loop_settings, resolve_chain
+from plan import RunSettings, follow_family, loop_settings, resolve_chain, validate
 from runs.build import build_operator
 from runs.checks import SettingsError
 from runs.command_line import CONFIG_DIR, compose_config
 from runs.operators import operator_of_image
 from runs.settings import CompatSettings
-from runs.validation import validate
 from training.settings import TrainingSettings
 from training.settings import validate as validate_training
 

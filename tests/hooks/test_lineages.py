@@ -5,10 +5,9 @@ import torch
 from sampler_support import LEVELS, Recorder, assert_same, loop, measurement, problem, settings
 from test_restarts import IDS, Spoil, losses, restarted_run, restarts
 
-from plan import RunSettings
+from plan import RunSettings, validate
 from runs.checks import SettingsError
 from runs.rng import ParticleStreams
-from runs.validation import validate
 from sampler import Info
 
 

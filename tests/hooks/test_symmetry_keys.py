@@ -11,10 +11,9 @@ from sampler_support import problem
 from symmetry_support import CPU, OPERATOR, image_prior
 from tiny import QUICK, reconstruct
 
-from plan import RunSettings
+from plan import RunSettings, validate
 from runs.checks import SettingsError
 from runs.phases import PhaseClock
-from runs.validation import validate
 from sampler import Info
 from symmetry import SymmetryMoves
 

@@ -5,12 +5,11 @@ import pytest
 from omegaconf import OmegaConf
 
 import posterior_sample  # noqa: F401 (registers the schema)
-from plan import resolve_chain
+from plan import resolve_chain, validate
 from runs.checks import SettingsError
 from runs.command_line import compose_config
 from runs.config_hash import config_sha256
 from runs.settings import ChainConfig
-from runs.validation import validate
 
 IGNORED = {
     "name",
