@@ -57,7 +57,7 @@ COMMAND_LINES = {
     "missing value": (["data.dir=???"], "data.dir is not set"),
     "model option": (["model=cat"], "model=cat: allowed are cats64, custom, diffusers, embedded"),
     "data option": (["data=cat"], "data=cat: allowed are demo, folder, npz"),
-    "sampler option": (["sampler=cat"], "sampler=cat: allowed are daps, latent_daps", "pixel_daps"),
+    "sampler option": (["sampler=cat"], "sampler=cat: allowed are auto, daps, latent_daps", "pixel_daps"),
     "task option": (["task=cat"], "task=cat: allowed are custom, down_sampling", "phase_retrieval"),
     "compat option": (["compat=cat"], "compat=cat: allowed are daps, none"),
 }

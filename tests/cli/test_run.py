@@ -12,7 +12,9 @@ from omegaconf import OmegaConf
 from PIL import Image
 from tiny import QUICK, write_images
 
+from plan import follow_family
 from runs.command_line import compose_config
+from runs.family import followed_config
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -70,7 +72,8 @@ def test_config_yaml_is_the_merged_configuration(baseline, arguments):
     _, folder = baseline
     written = yaml.safe_load((folder / "config.yaml").read_text())
     merged = compose_config("config", [*arguments, f"save_dir={folder.parent}", "num_samples=4"])
-    assert written == OmegaConf.to_container(merged, resolve=True)
+    own = follow_family(OmegaConf.to_object(merged))  # what the prior's family filled in is written out
+    assert written == followed_config(OmegaConf.to_container(merged, resolve=True), own.model, own.sampler)
     assert written["sampler"]["mcmc"]["num_steps"] == 2
     assert written["data"]["kind"] == "folder"
 

@@ -96,4 +96,4 @@ def test_a_program_that_was_told_to_ignore_signals_does(tmp_path):
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=120)
-    assert process.returncode == 2 and "--count 0: must be at least 1" in err
+    assert process.returncode == 2 and "count=0: must be at least 1" in err
