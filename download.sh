@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Fetch checkpoints, feature networks and test sets; what there is to fetch stands in priors/cards.yaml.
+# Fetch checkpoints, feature networks and test sets; what there is to fetch stands in particledaps/priors/cards.yaml.
 # Needs bash, curl, awk and sha256sum (or shasum); Python only to convert a checkpoint, after its download.
 set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
-CARDS="$ROOT/priors/cards.yaml"
+CARDS="$ROOT/particledaps/priors/cards.yaml"
 CHECKPOINTS="$ROOT/checkpoints"
 CACHE="${PARTICLEDAPS_CACHE:-$CHECKPOINTS}"
 MIRROR="${PARTICLEDAPS_MIRROR:-}"

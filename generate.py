@@ -7,7 +7,7 @@ python generate.py model=diffusers model.path=FOLDER device=cuda
 
 from __future__ import annotations
 
-from runs.start_up import begin, exit_stopped, loading, ready
+from particledaps.settings.start_up import begin, exit_stopped, loading, ready
 
 PROGRAM = "generate.py"
 if __name__ == "__main__":
@@ -21,11 +21,11 @@ from pathlib import Path  # noqa: E402
 import hydra  # noqa: E402
 from omegaconf import DictConfig, OmegaConf  # noqa: E402
 
-from priors.errors import PriorError  # noqa: E402
-from runs.checks import Checks, DataError, SettingsError  # noqa: E402
-from runs.command_line import CONFIG_DIR, fail, member, register, run  # noqa: E402
-from runs.settings import CompatSettings, ModelSettings  # noqa: E402
-from runs.statuses import DISK, FAILED, StoppedError, disk_fault  # noqa: E402
+from particledaps.priors.errors import PriorError  # noqa: E402
+from particledaps.settings.checks import Checks, DataError, SettingsError  # noqa: E402
+from particledaps.settings.command_line import CONFIG_DIR, fail, member, register, run  # noqa: E402
+from particledaps.settings.schema import CompatSettings, ModelSettings  # noqa: E402
+from particledaps.settings.statuses import DISK, FAILED, StoppedError, disk_fault  # noqa: E402
 
 OLD_FLAGS = {"--model": "model.path", "--count": "count", "--seed": "seed", "--out": "out"}
 
@@ -72,7 +72,7 @@ def validate(settings: GenerateSettings) -> None:
     Raises:
         SettingsError: with one line a problem.
     """
-    from runs.validation import check_machine, check_model
+    from particledaps.settings.validation import check_machine, check_model
 
     checks = Checks()
     checks.number("count", settings.count, 1, 1_000_000)
@@ -87,9 +87,9 @@ def validate(settings: GenerateSettings) -> None:
 def generate(settings: GenerateSettings) -> None:
     """Load the prior, draw, write."""
     validate(settings)
-    from runs.build import build_prior
-    from runs.device import choose_device
-    from runs.draw import draw, write
+    from particledaps.runs.draw import draw, write
+    from particledaps.settings.build import build_prior
+    from particledaps.settings.device import choose_device
 
     device = choose_device(settings.device, settings.gpu, settings.use_tpu)
     prior = build_prior(settings.model, settings.compat, settings.precision, settings.decode_batch, device)

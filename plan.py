@@ -19,23 +19,31 @@ import resample_opt
 import resampling
 import restarts
 import symmetry
-from evaluation.selection import RULES
-from runs import own_hooks, starts, validation
-from runs.checks import Checks, SettingsError
-from runs.family import fill_chain, fill_sampler
-from runs.hook_keys import Asked, cut, flat_class
-from runs.hook_setup import Setup
-from runs.keys import facts
-from runs.phases import PhaseClock, PhaseHook
-from runs.settings import ChainConfig, CompatSettings, DataSettings, ModelSettings, SamplerConfig, TaskSettings
-from runs.starts import WarmStart, build_start
+from particledaps.evaluation.selection import RULES
+from particledaps.particles import own_hooks, starts
+from particledaps.particles.hook_setup import Setup
+from particledaps.particles.starts import WarmStart, build_start
+from particledaps.particles.state import NUM_TIMESTEPS, Hook, Info, Start
+from particledaps.runs.clock import PhaseClock, PhaseHook
+from particledaps.settings import validation
+from particledaps.settings.checks import Checks, SettingsError
+from particledaps.settings.family import fill_chain, fill_sampler
+from particledaps.settings.hook_keys import Asked, cut, flat_class
+from particledaps.settings.keys import facts
+from particledaps.settings.schema import (
+    ChainConfig,
+    CompatSettings,
+    DataSettings,
+    ModelSettings,
+    SamplerConfig,
+    TaskSettings,
+)
 from sampler import LatentDAPS, SamplerSettings, build_sampler_settings
-from state import NUM_TIMESTEPS, Hook, Info, Start
 
 if TYPE_CHECKING:
-    from operators.operator import Operator
-    from priors.prior import Prior
-    from runs.rng import ParticleStreams
+    from particledaps.operators.operator import Operator
+    from particledaps.priors.prior import Prior
+    from particledaps.streams import ParticleStreams
 
 HOOKS = (repulsion, resampling, symmetry, pruning, restarts, resample_opt)
 """In the order in which they are called."""
@@ -92,7 +100,7 @@ def follow_family(settings: RunSettings) -> RunSettings:
     """The settings with every null of the sampler that ``sampler.families.<model.family>`` knows filled in.
 
     Raises:
-        SettingsError: see :func:`runs.family.fill_sampler`.
+        SettingsError: see :func:`settings.family.fill_sampler`.
     """
     model, sampler = fill_sampler(settings.model, settings.sampler)
     return replace(settings, model=model, sampler=sampler)

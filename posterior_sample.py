@@ -9,7 +9,7 @@ Without arguments this is the demo: phase retrieval of a photograph and of synth
 
 from __future__ import annotations
 
-from runs.start_up import begin, exit_stopped, loading, ready
+from particledaps.settings.start_up import begin, exit_stopped, loading, ready
 
 PROGRAM = "posterior_sample.py"
 if __name__ == "__main__":
@@ -18,12 +18,12 @@ if __name__ == "__main__":
 import hydra  # noqa: E402
 from omegaconf import DictConfig, OmegaConf  # noqa: E402
 
+from particledaps.priors.errors import PriorError  # noqa: E402
+from particledaps.runs.finished import finished_before  # noqa: E402
+from particledaps.settings.checks import DataError, SettingsError  # noqa: E402
+from particledaps.settings.command_line import CONFIG_DIR, fail, member, register, run  # noqa: E402
+from particledaps.settings.statuses import DISK, FAILED, NOTHING, SKIPPED, StoppedError, disk_fault  # noqa: E402
 from plan import RunSettings, validate  # noqa: E402
-from priors.errors import PriorError  # noqa: E402
-from runs.checks import DataError, SettingsError  # noqa: E402
-from runs.command_line import CONFIG_DIR, fail, member, register, run  # noqa: E402
-from runs.finished import finished_before  # noqa: E402
-from runs.statuses import DISK, FAILED, NOTHING, SKIPPED, StoppedError, disk_fault  # noqa: E402
 
 register("run_settings", RunSettings)
 
@@ -55,7 +55,7 @@ def reconstruct(settings: RunSettings, config: dict) -> dict[int, tuple[str, str
     missing = finished_before(settings, config)
     if missing is None:
         with loading():
-            from runs.session import sample
+            from session import sample
 
         missing = sample(settings, config)
     return missing

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from data_term import Expected, expected_loss
-from diffusion.paths import first_level_at_most
-from runs.hook_keys import Asked, key
-from state import Hook, Info, State
+from particledaps.particles.data_term import Expected, expected_loss
+from particledaps.particles.state import Hook, Info, State
+from particledaps.paths.schedules import first_level_at_most
+from particledaps.settings.hook_keys import Asked, key
 
 if TYPE_CHECKING:
-    from operators.operator import Operator
-    from priors.prior import Prior
-    from runs.hook_setup import Setup
+    from particledaps.operators.operator import Operator
+    from particledaps.particles.hook_setup import Setup
+    from particledaps.priors.prior import Prior
 
 PREFIX = "pruning"
 RULES = ("loss", "diverse")

@@ -20,17 +20,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from diffusion.levels import per_particle
-from diffusion.paths import first_level_at_most
-from diffusion.score import score
-from runs.checks import SettingsError
-from runs.feature_space import FeatureSpace, Force, build_feature_space
-from runs.hook_keys import Asked, key
-from state import NUM_TIMESTEPS, Hook, Info, State
+from particledaps.diffusion.levels import per_particle
+from particledaps.diffusion.score import score
+from particledaps.particles.feature_spaces import FeatureSpace, Force, build_feature_space
+from particledaps.particles.state import NUM_TIMESTEPS, Hook, Info, State
+from particledaps.paths.schedules import first_level_at_most
+from particledaps.settings.checks import SettingsError
+from particledaps.settings.hook_keys import Asked, key
 
 if TYPE_CHECKING:
-    from priors.prior import Prior
-    from runs.hook_setup import Setup
+    from particledaps.particles.hook_setup import Setup
+    from particledaps.priors.prior import Prior
 
 PREFIX = "repulsion"
 FEATURES = ("auto", "dino", "latent", "pixel")
@@ -85,7 +85,7 @@ def build(settings: Settings, setup: Setup) -> Repulsion | None:
     """The hook; None if it is off or nobody is there to repel.
 
     Raises:
-        SettingsError, PriorError: see :func:`runs.feature_space.build_feature_space`; or no level is noisy enough.
+        SettingsError, PriorError: see :func:`particles.feature_spaces.build_feature_space`; or no level is noisy.
     """
     if setup.asked.particles < 2 or not (settings.scale > 0 or settings.log):
         return None

@@ -1,6 +1,6 @@
 r"""Hook: hard data consistency in latent space (ReSample, Song et al. 2024), each particle on its own.
 
-Optimises ``z0_y`` (:mod:`latent_optimization`). Data consistency alone has nothing left to do where the sampler is
+Optimises ``z0_y`` (:mod:`particles.descent`). Data consistency alone has nothing left to do where the sampler is
 strong: its likelihood is sharper than the noise, so its particles already fit y better than the truth does.
 ``prior_sigma`` adds the prior's score and makes the objective a posterior at the right noise level, whose minimum takes
 the noise back out.
@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from data_term import Expected, expected_loss
-from diffusion.levels import per_particle
-from latent_optimization import DescentSettings, Outcome, ParticleObjective, optimise
-from runs.checks import SettingsError
-from runs.hook_keys import Asked, key
-from state import Hook, Info, State
+from particledaps.diffusion.levels import per_particle
+from particledaps.particles.data_term import Expected, expected_loss
+from particledaps.particles.descent import DescentSettings, Outcome, ParticleObjective, optimise
+from particledaps.particles.state import Hook, Info, State
+from particledaps.settings.checks import SettingsError
+from particledaps.settings.hook_keys import Asked, key
 
 if TYPE_CHECKING:
-    from operators.operator import Operator
-    from priors.prior import Prior
-    from runs.hook_setup import Setup
+    from particledaps.operators.operator import Operator
+    from particledaps.particles.hook_setup import Setup
+    from particledaps.priors.prior import Prior
 
 PREFIX = "optimization"
 WHEN = ("end", "every")

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from runs.checks import SettingsError
-from runs.hook_keys import Asked, key
-from runs.rng import SHARED
-from state import Hook, Info, State
+from particledaps.particles.state import Hook, Info, State
+from particledaps.settings.checks import SettingsError
+from particledaps.settings.hook_keys import Asked, key
+from particledaps.streams import SHARED
 
 if TYPE_CHECKING:
-    from runs.hook_setup import Setup
+    from particledaps.particles.hook_setup import Setup
 
 PREFIX = "resample"
 KEPT = 2

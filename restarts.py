@@ -28,16 +28,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from diffusion.paths import first_level_at_most
-from latent_optimization import polish
-from operators.symmetry_moves import conjugate_drawn_bands, draw_low_band
-from runs.hook_keys import Asked, key
-from runs.hook_setup import Setup, need_flip
-from state import Hook, Info, State
+from particledaps.operators.symmetry_moves import conjugate_drawn_bands, draw_low_band
+from particledaps.particles.descent import polish
+from particledaps.particles.hook_setup import Setup, need_flip
+from particledaps.particles.state import Hook, Info, State
+from particledaps.paths.schedules import first_level_at_most
+from particledaps.settings.hook_keys import Asked, key
 
 if TYPE_CHECKING:
-    from operators.operator import Operator
-    from priors.prior import Prior
+    from particledaps.operators.operator import Operator
+    from particledaps.priors.prior import Prior
 
 PREFIX = "restart"
 RULES = ("loss", "posterior")
@@ -140,8 +140,8 @@ def build(settings: Settings, setup: Setup) -> Restarts | None:
     """
     if settings.rounds == 0:
         return None
-    from evaluation.modes import agreement_db
-    from evaluation.orientation import latent_plausibility, posterior_energy
+    from particledaps.evaluation.modes import agreement_db
+    from particledaps.evaluation.orientation import latent_plausibility, posterior_energy
 
     if settings.conjugate > 0:
         need_flip(setup.operator, f"restart_conjugate={settings.conjugate}", "restart_conjugate=0")

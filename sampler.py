@@ -17,18 +17,18 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from data_term import DataTerm
-from diffusion.levels import per_particle
-from diffusion.mcmc import ChainSettings, Draw, Evaluation, Target, run_chain
-from diffusion.paths import PATHS
-from diffusion.pfode import DiffusionPFODE
-from diffusion.score import Denoiser, score
-from state import NUM_TIMESTEPS, Hook, Info, Start, State, Streams
+from particledaps.diffusion.levels import per_particle
+from particledaps.diffusion.mcmc import ChainSettings, Draw, Evaluation, Target, run_chain
+from particledaps.diffusion.pfode import DiffusionPFODE
+from particledaps.diffusion.score import Denoiser, score
+from particledaps.particles.data_term import DataTerm
+from particledaps.particles.state import NUM_TIMESTEPS, Hook, Info, Start, State, Streams
+from particledaps.paths.schedules import PATHS
 
 if TYPE_CHECKING:
-    from operators.operator import Operator
-    from priors.prior import Prior
-    from runs.settings import AnnealingSettings, ChainConfig, CompatSettings, OdeSettings
+    from particledaps.operators.operator import Operator
+    from particledaps.priors.prior import Prior
+    from particledaps.settings.schema import AnnealingSettings, ChainConfig, CompatSettings, OdeSettings
 
 __all__ = ["DAPS", "Hook", "Info", "LatentDAPS", "SamplerSettings", "Start", "State", "Streams"]
 

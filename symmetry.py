@@ -23,18 +23,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from diffusion.levels import per_particle
-from diffusion.score import denoising_loss
-from operators import symmetry_moves
-from operators.phase_retrieval import rotate_180
-from runs.checks import Checks, SettingsError
-from runs.hook_keys import Asked, key
-from runs.hook_setup import Setup, need_flip
-from state import Hook, Info, State
+from particledaps.diffusion.levels import per_particle
+from particledaps.diffusion.score import denoising_loss
+from particledaps.operators import symmetry_moves
+from particledaps.operators.phase_retrieval import rotate_180
+from particledaps.particles.hook_setup import Setup, need_flip
+from particledaps.particles.state import Hook, Info, State
+from particledaps.settings.checks import Checks, SettingsError
+from particledaps.settings.hook_keys import Asked, key
 
 if TYPE_CHECKING:
-    from operators.operator import Operator
-    from priors.prior import Prior
+    from particledaps.operators.operator import Operator
+    from particledaps.priors.prior import Prior
 
 PREFIX = "symmetry"
 MOVES = ("window", "channels", "conjugate", "flip", "crossover")

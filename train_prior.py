@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 
 if __name__ == "__main__":  # before torch is loaded
-    from runs.start_up import begin
+    from particledaps.settings.start_up import begin
 
     begin("train_prior.py")
 
@@ -21,22 +21,22 @@ import hydra
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from priors.autoencoder import KLAutoencoder
-from priors.embedded import read_config
-from priors.errors import PriorError
-from runs.checks import DataError, SettingsError
-from runs.command_line import CONFIG_DIR, exit_stopped, fail, member, register, run
-from runs.draw import draw_samples
-from runs.start_up import ready
-from runs.statuses import DISK, FAILED, disk_fault
-from training.autoencoder import build as build_autoencoder
-from training.autoencoder import train_autoencoder
-from training.data import TrainingImages, load_training_images, step_generator
-from training.export import export_prior
-from training.latent_diffusion import build as build_denoiser
-from training.latent_diffusion import train_denoiser
-from training.loop import DivergedError, load_weights
-from training.settings import TrainingSettings, validate
+from particledaps.data.training_views import TrainingImages, load_training_images, step_generator
+from particledaps.priors.autoencoder import KLAutoencoder
+from particledaps.priors.embedded import read_config
+from particledaps.priors.errors import PriorError
+from particledaps.runs.draw import draw_samples
+from particledaps.settings.checks import DataError, SettingsError
+from particledaps.settings.command_line import CONFIG_DIR, exit_stopped, fail, member, register, run
+from particledaps.settings.start_up import ready
+from particledaps.settings.statuses import DISK, FAILED, disk_fault
+from particledaps.training.autoencoder import build as build_autoencoder
+from particledaps.training.autoencoder import train_autoencoder
+from particledaps.training.denoiser import build as build_denoiser
+from particledaps.training.denoiser import train_denoiser
+from particledaps.training.export import export_prior
+from particledaps.training.loop import DivergedError, load_weights
+from particledaps.training.settings import TrainingSettings, validate
 
 PROGRAM = "train_prior.py"
 register("training_settings", TrainingSettings)

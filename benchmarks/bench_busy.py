@@ -2,7 +2,7 @@
 
     python benchmarks/bench_busy.py [--rounds 3] [--threads 2] [--steps 30] [--model assets/cats64]
 
-With waiting threads that soon sleep (what ``posterior_sample.py`` chooses, ``runs/start_up.py``) and with OpenMP's own
+With waiting threads that soon sleep (what ``posterior_sample.py`` chooses, ``particledaps/settings/start_up.py``) and with OpenMP's own
 choice, that they spin. The two take turns, each in a process of its own that samples alone first and then beside its
 neighbours; the median of the rounds counts. A fair share beside one neighbour a core is 2.
 """
@@ -22,7 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from runs.start_up import WAITING  # noqa: E402
+from particledaps.settings.start_up import WAITING  # noqa: E402
 
 CASES = {"sleep": WAITING, "spin": {}}
 LIMIT_SECONDS = 3600
@@ -48,7 +48,7 @@ def work(arguments: argparse.Namespace) -> None:
     import torch
 
     from benchmarks.bench_sampler import LEVELS, make_loop
-    from priors.embedded import load_embedded
+    from particledaps.priors.embedded import load_embedded
 
     torch.set_num_threads(arguments.threads)
     device = torch.device("cpu")

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 if __name__ == "__main__":  # before torch is loaded
-    from runs.start_up import let_waiting_threads_sleep
+    from particledaps.settings.start_up import let_waiting_threads_sleep
 
     let_waiting_threads_sleep()
 
@@ -27,17 +27,17 @@ from omegaconf import OmegaConf  # noqa: E402
 
 import posterior_sample  # noqa: E402, F401 (registers the schema)
 from benchmarks.bench_sampler import labelled, labelled_share  # noqa: E402
+from particledaps.priors.prior import Prior  # noqa: E402
+from particledaps.runs.clock import PhaseClock, synchronise  # noqa: E402
+from particledaps.settings.build import build_operator, build_prior  # noqa: E402
+from particledaps.settings.command_line import compose_config  # noqa: E402
+from particledaps.streams import ParticleStreams, measurement_generator  # noqa: E402
 from plan import (  # noqa: E402
     RunSettings,
     build_plan,
     loop_settings,
     validate,
 )
-from priors.prior import Prior  # noqa: E402
-from runs.build import build_operator, build_prior  # noqa: E402
-from runs.command_line import compose_config  # noqa: E402
-from runs.phases import PhaseClock, synchronise  # noqa: E402
-from runs.rng import ParticleStreams, measurement_generator  # noqa: E402
 from sampler import LatentDAPS  # noqa: E402
 
 POSTERIOR = ["optimization_step=0", "optimization_prior_sigma=0.1", "optimization_max_iters=60"]

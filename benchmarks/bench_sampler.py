@@ -26,20 +26,20 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 if __name__ == "__main__":  # before torch is loaded
-    from runs.start_up import let_waiting_threads_sleep
+    from particledaps.settings.start_up import let_waiting_threads_sleep
 
     let_waiting_threads_sleep()
 
 import torch  # noqa: E402
 from torch.profiler import ProfilerActivity, profile, record_function  # noqa: E402
 
-from diffusion.mcmc import ChainSettings  # noqa: E402
-from diffusion.paths import edm_path  # noqa: E402
-from operators.phase_retrieval import PhaseRetrieval  # noqa: E402
-from priors.embedded import load_embedded  # noqa: E402
-from priors.prior import Prior, Pullback, in_bfloat16  # noqa: E402
-from runs.phases import synchronise  # noqa: E402
-from runs.rng import ParticleStreams, measurement_generator  # noqa: E402
+from particledaps.diffusion.mcmc import ChainSettings  # noqa: E402
+from particledaps.operators.phase_retrieval import PhaseRetrieval  # noqa: E402
+from particledaps.paths.schedules import edm_path  # noqa: E402
+from particledaps.priors.embedded import load_embedded  # noqa: E402
+from particledaps.priors.prior import Prior, Pullback, in_bfloat16  # noqa: E402
+from particledaps.runs.clock import synchronise  # noqa: E402
+from particledaps.streams import ParticleStreams, measurement_generator  # noqa: E402
 from sampler import LatentDAPS, SamplerSettings  # noqa: E402
 
 NETWORK = "network_call"

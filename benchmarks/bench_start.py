@@ -77,8 +77,8 @@ def starts(scratch: Path, counts: list[int], rounds: int) -> None:
 
 def bookkeeping(scratch: Path, counts: list[int]) -> None:
     """CPU seconds that records and metrics.json take of a run, were each image to take a second."""
-    from runs.record import RunFolder
-    from runs.stored_config import read_config
+    from particledaps.runs.folder import RunFolder
+    from particledaps.settings.stored_config import read_config
 
     one = scratch / "results" / "one"
     template, config = json.loads((one / "records" / "00000.json").read_text()), read_config(one / "config.yaml")

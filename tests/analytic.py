@@ -4,10 +4,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from diffusion.analytic import GaussianDenoiser
-from operators.operator import Operator
-from priors.autoencoder import IdentityAutoencoder
-from priors.prior import Prior
+from particledaps.diffusion.analytic import GaussianDenoiser
+from particledaps.operators.operator import Operator
+from particledaps.priors.autoencoder import IdentityAutoencoder
+from particledaps.priors.prior import Prior
 
 F64 = torch.float64
 

@@ -6,10 +6,10 @@ import torch
 from analytic import F64, prior_of
 from sampler_support import LEVELS, loop, measurement, settings
 
-from data_term import Expected
-from priors.autoencoder import IdentityAutoencoder
+from particledaps.particles.data_term import Expected
+from particledaps.priors.autoencoder import IdentityAutoencoder
+from particledaps.streams import ParticleStreams
 from resample_opt import LatentOptimization, Settings
-from runs.rng import ParticleStreams
 from sampler import Info
 
 NEVER = -float("inf")

@@ -5,10 +5,10 @@ import dataclasses
 import torch
 from sampler_support import LEVELS, SIGMA_MAX, SIGMA_MIN, Recorder, loop, measurement, problem, settings
 
-from diffusion.paths import edm_path
+from particledaps.paths.schedules import edm_path
+from particledaps.runs.clock import ClockHook, PhaseClock
+from particledaps.streams import ParticleStreams
 from plan import RunSettings, build_plan
-from runs.phases import ClockHook, PhaseClock
-from runs.rng import ParticleStreams
 from sampler import Info
 
 CPU, IDS = torch.device("cpu"), [0, 1, 2, 3]

@@ -5,10 +5,10 @@ import dataclasses
 import torch
 from sampler_support import LEVELS, MATRIX, SIGMA_MAX, SIGMA_MIN, Recorder, Y, loop, measurement, problem, settings
 
-from data_term import Expected
-from diffusion.paths import edm_path
+from particledaps.particles.data_term import Expected
+from particledaps.paths.schedules import edm_path
+from particledaps.streams import ParticleStreams
 from pruning import Pruning, Settings
-from runs.rng import ParticleStreams
 from sampler import Hook, Info
 
 NAN, INF = float("nan"), float("inf")

@@ -18,9 +18,9 @@ from analytic import (
 )
 
 import sampler
-from diffusion.mcmc import ChainSettings
-from diffusion.paths import edm_path
-from runs.rng import ParticleStreams
+from particledaps.diffusion.mcmc import ChainSettings
+from particledaps.paths.schedules import edm_path
+from particledaps.streams import ParticleStreams
 from sampler import Hook, LatentDAPS, SamplerSettings, State
 
 # A prior in three dimensions of which two numbers are measured.

@@ -4,11 +4,11 @@ import torch
 from analytic import F64, normal, prior_of
 from sampler_support import LEVELS, SIGMA_MAX, SIGMA_MIN
 
-from diffusion.analytic import GaussianMixtureDenoiser
-from diffusion.paths import edm_path
-from operators.phase_retrieval import PhaseRetrieval
-from operators.symmetry_moves import flip_channels
-from runs.rng import ParticleStreams
+from particledaps.diffusion.analytic import GaussianMixtureDenoiser
+from particledaps.operators.phase_retrieval import PhaseRetrieval
+from particledaps.operators.symmetry_moves import flip_channels
+from particledaps.paths.schedules import edm_path
+from particledaps.streams import ParticleStreams
 from sampler import Info, State
 from symmetry import Settings, SymmetryMoves
 

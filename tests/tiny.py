@@ -17,11 +17,11 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 import posterior_sample
-from priors.autoencoder import KLAutoencoder
-from priors.embedded import save_embedded
-from runs.command_line import compose_config
-from training import autoencoder as stage_one
-from training import latent_diffusion as stage_two
+from particledaps.priors.autoencoder import KLAutoencoder
+from particledaps.priors.embedded import save_embedded
+from particledaps.settings.command_line import compose_config
+from particledaps.training import autoencoder as stage_one
+from particledaps.training import denoiser as stage_two
 
 RESOLUTION = 16
 AUTOENCODER = stage_one.AutoencoderSettings(channels=[8, 8], norm_groups=4)
@@ -86,7 +86,7 @@ def no_lpips(tmp_path_factory):
 @pytest.fixture
 def no_sheets(monkeypatch):
     """Contact sheets hold their heading only: drawing them takes most of a small run."""
-    monkeypatch.setattr("runs.drawing.contact_sheet", lambda path, rows, heading: path.write_text(heading))
+    monkeypatch.setattr("particledaps.runs.drawing.contact_sheet", lambda path, rows, heading: path.write_text(heading))
 
 
 class Outcome(NamedTuple):

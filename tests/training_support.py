@@ -6,10 +6,10 @@ from dataclasses import replace
 import torch
 from tiny import AUTOENCODER, DENOISER, RESOLUTION
 
-from priors.autoencoder import KLAutoencoder
-from training.autoencoder import build, train_autoencoder
-from training.latent_diffusion import train_denoiser
-from training.loop import LoopSettings
+from particledaps.priors.autoencoder import KLAutoencoder
+from particledaps.training.autoencoder import build, train_autoencoder
+from particledaps.training.denoiser import train_denoiser
+from particledaps.training.loop import LoopSettings
 
 CPU = torch.device("cpu")
 TINY = (

@@ -15,14 +15,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 if __name__ == "__main__":  # before torch is loaded
-    from runs.start_up import let_waiting_threads_sleep
+    from particledaps.settings.start_up import let_waiting_threads_sleep
 
     let_waiting_threads_sleep()
 
-from priors.conversion.families import FAMILIES, OPTIONS
-from priors.conversion.schedule import schedule_text
-from priors.convert import Card, convert_checkpoint
-from priors.errors import PriorError
+from particledaps.priors.conversion.convert import Card, convert_checkpoint
+from particledaps.priors.conversion.families import FAMILIES, OPTIONS
+from particledaps.priors.conversion.schedule import schedule_text
+from particledaps.priors.errors import PriorError
 
 
 def summary(card: Card, target: Path) -> str:

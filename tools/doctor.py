@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 if __name__ == "__main__":  # before torch is loaded
-    from runs.start_up import let_waiting_threads_sleep
+    from particledaps.settings.start_up import let_waiting_threads_sleep
 
     let_waiting_threads_sleep()
 
-from runs.installation import (
+from particledaps.doctor.installation import (
     NOTE,
     OK,
     PROBLEM,
@@ -87,9 +87,9 @@ def read_settings(overrides: list[str]) -> RunSettings:
     """
     from omegaconf import OmegaConf
 
+    from particledaps.settings.checks import SettingsError
+    from particledaps.settings.command_line import check_overrides, compose_config, fail, register
     from plan import RunSettings, validate
-    from runs.checks import SettingsError
-    from runs.command_line import check_overrides, compose_config, fail, register
 
     register("run_settings", RunSettings)
     problem = check_overrides("config", overrides)
@@ -107,8 +107,8 @@ def device_findings(settings: RunSettings) -> Iterable[Finding]:
     """The device that a run would take, its memory, and whether it computes in bfloat16."""
     import torch
 
-    from runs.checks import SettingsError
-    from runs.device import choose_device
+    from particledaps.settings.checks import SettingsError
+    from particledaps.settings.device import choose_device
 
     try:
         device = choose_device(settings.device, settings.gpu, settings.use_tpu)
@@ -131,12 +131,12 @@ def device_findings(settings: RunSettings) -> Iterable[Finding]:
 
 def prior_findings(settings: RunSettings, model: str) -> Iterable[Finding]:
     """Load the prior and put it to work."""
-    from priors.cards import card_of_model
-    from priors.errors import PriorError
-    from runs.build import build_prior
-    from runs.checks import SettingsError
-    from runs.device import choose_device
-    from runs.prior_checks import check_prior
+    from particledaps.doctor.prior import check_prior
+    from particledaps.priors.cards import card_of_model
+    from particledaps.priors.errors import PriorError
+    from particledaps.settings.build import build_prior
+    from particledaps.settings.checks import SettingsError
+    from particledaps.settings.device import choose_device
 
     card = card_of_model(model)
     fetch = card.command() if card is not None and settings.model.path in card.model_paths() else None
@@ -160,8 +160,8 @@ def prior_findings(settings: RunSettings, model: str) -> Iterable[Finding]:
 
 def weight_findings(settings: RunSettings, model: str) -> Iterable[Finding]:
     """Files that others published, LPIPS, DINO."""
-    from priors.cards import card_of_model
-    from runs.weight_checks import card_findings, dino_finding, lpips_finding
+    from particledaps.doctor.weights import card_findings, dino_finding, lpips_finding
+    from particledaps.priors.cards import card_of_model
 
     yield from card_findings(card_of_model(model))
     yield lpips_finding()

@@ -15,15 +15,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 if __name__ == "__main__":  # before torch is loaded
-    from runs.start_up import let_waiting_threads_sleep
+    from particledaps.settings.start_up import let_waiting_threads_sleep
 
     let_waiting_threads_sleep()
 
-from priors.embedded import CONFIG, load_embedded, read_config
-from priors.errors import PriorError
-from runs.checks import DataError
-from runs.images import npz_split, to_tensor
-from training.export import prior_figures
+from particledaps.data.image_sets import npz_split, to_tensor
+from particledaps.priors.embedded import CONFIG, load_embedded, read_config
+from particledaps.priors.errors import PriorError
+from particledaps.settings.checks import DataError
+from particledaps.training.export import prior_figures
 
 
 def main() -> None:

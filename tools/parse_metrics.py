@@ -16,13 +16,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from evaluation.comparison import ComparisonError
-from reports.comparison_table import comparison_table
-from reports.plots import write_plots
-from reports.read_metrics import read_run
-from reports.results import ResultsError, Run, join_runs
-from reports.summary import run_table
-from reports.tables import RENDERERS, Table, terminal
+from particledaps.reports.comparison import ComparisonError
+from particledaps.reports.comparison_table import comparison_table
+from particledaps.reports.plots import write_plots
+from particledaps.reports.read_metrics import read_run
+from particledaps.reports.results import ResultsError, Run, join_runs
+from particledaps.reports.summary import run_table
+from particledaps.reports.tables import RENDERERS, Table, terminal
 
 
 def build_parser() -> argparse.ArgumentParser:

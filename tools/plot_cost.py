@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from evaluation.comparison import (
+from particledaps.reports.comparison import (
     ComparisonError,
     Estimate,
     Measurements,
@@ -31,8 +31,8 @@ from evaluation.comparison import (
     paired_difference,
     partners,
 )
-from reports.read_metrics import read_run
-from reports.results import ResultsError, join_runs
+from particledaps.reports.read_metrics import read_run
+from particledaps.reports.results import ResultsError, join_runs
 
 QUANTITIES = {"selected": ("psnr", "selected"), "best": ("psnr", "best"), "best_aligned": ("psnr_aligned", "best")}
 

@@ -17,21 +17,21 @@ from omegaconf import OmegaConf
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 if __name__ == "__main__":  # before torch is loaded
-    from runs.start_up import let_waiting_threads_sleep
+    from particledaps.settings.start_up import let_waiting_threads_sleep
 
     let_waiting_threads_sleep()
 
-from evaluation.lpips import LpipsError, read_lpips
-from evaluation.metrics import Evaluator
-from evaluation.modes import find_modes, has_twins
-from runs.build import build_operator
-from runs.checks import DataError, SettingsError
-from runs.metrics_file import HAS_RESULT, Record
-from runs.npz import Archive
-from runs.reconstruct import quality_record
-from runs.record import RunFolder
-from runs.settings import TaskSettings
-from runs.stored_config import read_config
+from particledaps.data.npz import Archive
+from particledaps.evaluation.lpips import LpipsError, read_lpips
+from particledaps.evaluation.metrics import Evaluator
+from particledaps.evaluation.modes import find_modes, has_twins
+from particledaps.reports.write_metrics import HAS_RESULT, Record
+from particledaps.runs.folder import RunFolder
+from particledaps.runs.reconstruct import quality_record
+from particledaps.settings.build import build_operator
+from particledaps.settings.checks import DataError, SettingsError
+from particledaps.settings.schema import TaskSettings
+from particledaps.settings.stored_config import read_config
 
 
 def rescore_record(record: Record, evaluator: Evaluator, floats: Path) -> Record:

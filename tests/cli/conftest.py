@@ -13,7 +13,7 @@ import dataclasses
 from pathlib import Path
 
 import torch
-from priors.embedded import load_embedded
+from particledaps.priors.embedded import load_embedded
 
 
 class FaultyDenoiser(torch.nn.Module):

@@ -120,7 +120,10 @@ VALUES = {
     "target without colon": (["task=custom", "task.target=json"], "task.target=json", "package.module:factory"),
     "relative target": (["task=custom", "task.target=.a:f"], "task.target=.a:f", "package.module:factory"),
     "target takes no options": (["task=custom", "task.target=json:loads"], "task.target=json:loads", "called with"),
-    "target is no operator": (["task=custom", "task.target=time:time"], "returned float, not a operators.operator"),
+    "target is no operator": (
+        ["task=custom", "task.target=time:time"],
+        "returned float, not a particledaps.operators.operator",
+    ),
     "no folder": (["data.dir=/not/there"], "data.dir=/not/there is not a folder"),
     "folder not set": (["data.dir=null"], "data.dir is not set"),
     "no npz": (["data=npz", "data.path=/not/there.npz"], "/not/there.npz does not exist"),
@@ -215,7 +218,7 @@ def test_pickled_weights_run_no_code(refuses, prior_copy, tmp_path, write):
 
 def test_custom_prior_that_is_none(refuses, faulty_prior):
     overrides = ["model=custom", "model.target=faulty_prior:not_a_prior"]
-    refuses(overrides, "faulty_prior:not_a_prior returned int, not a priors.prior.Prior")
+    refuses(overrides, "faulty_prior:not_a_prior returned int, not a particledaps.priors.prior.Prior")
     refuses([*overrides, "+model.options.wings=2"], "cannot be called with device, compat, wings")
 
 

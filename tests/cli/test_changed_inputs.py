@@ -11,7 +11,7 @@ from PIL import Image
 from test_run import comparable, estimates
 from tiny import write_images, write_tiny_prior
 
-import reports.read_metrics
+import particledaps.reports.read_metrics
 
 
 @pytest.fixture
@@ -229,8 +229,8 @@ def test_runs_pair_by_the_names_of_their_inputs(tiny_run, folder):
     shutil.copy(folder.parent / "a.png", folder)
     assert tiny_run(f"data.dir={folder}").status == 0  # b 0, d 1, a 2
     assert tiny_run(f"data.dir={folder}", "name=fresh").status == 0  # a 0, b 1, d 2
-    first = reports.read_metrics.read_run(tiny_run.folder)
-    fresh = reports.read_metrics.read_run(tiny_run.save_dir / "fresh")
+    first = particledaps.reports.read_metrics.read_run(tiny_run.folder)
+    fresh = particledaps.reports.read_metrics.read_run(tiny_run.save_dir / "fresh")
     assert [i.source for i in first.images.values()] == ["b.png", "d.png", "a.png"]
     assert [i.source for i in fresh.images.values()] == ["a.png", "b.png", "d.png"]
     assert all(

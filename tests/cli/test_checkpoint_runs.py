@@ -204,8 +204,8 @@ def test_a_text_encoder_without_transformers(run, checkpoints, tmp_path, monkeyp
 
 def test_a_prompt_is_embedded_once_by_the_text_encoder(run, checkpoints, tmp_path):  # noqa: F811
     transformers = pytest.importorskip("transformers", reason="transformers, which embeds prompts, is not installed")
-    from priors.diffusers_folder import CheckpointFolder
-    from priors.stable_diffusion import embed_prompts
+    from particledaps.priors.diffusers_folder import CheckpointFolder
+    from particledaps.priors.stable_diffusion import embed_prompts
 
     folder = shutil.copytree(checkpoints["stable_diffusion"], tmp_path / "copy")
     os.remove(folder / "prompt_embeddings.safetensors")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny import reconstruct
 
-from runs.config_hash import identity
+from particledaps.settings.fingerprint import identity
 
 TEXT = (Path(__file__).resolve().parents[2] / "CONTRIBUTING.md").read_text()
 FEW = ("sampler.annealing.num_steps=2", "sampler.mcmc.num_steps=2", "num_samples=2", "data.end_id=1", "device=cpu")

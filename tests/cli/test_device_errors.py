@@ -8,10 +8,10 @@ import pytest
 import torch
 from test_run import estimates
 
-import runs.reconstruct
-import runs.session
-from priors.prior import Prior
-from runs.statuses import FAILED
+import particledaps.runs.reconstruct
+import session
+from particledaps.priors.prior import Prior
+from particledaps.settings.statuses import FAILED
 
 
 def out_of_memory(*arguments, **named):
@@ -19,7 +19,7 @@ def out_of_memory(*arguments, **named):
 
 
 def test_while_the_prior_is_loaded(tiny_run, monkeypatch):
-    monkeypatch.setattr(runs.session, "build_prior", out_of_memory)
+    monkeypatch.setattr(session, "build_prior", out_of_memory)
     outcome = tiny_run()
     assert outcome.status == FAILED and not tiny_run.folder.exists()
     assert "out of memory while the prior was loaded" in outcome.err and "precision=bfloat16" in outcome.err
@@ -61,7 +61,7 @@ def test_not_even_one_particle_fits(tiny_run, small_memory):
 
 
 def test_after_sampling_the_reconstruction_is_kept(tiny_run, monkeypatch, sampled):
-    monkeypatch.setattr(runs.reconstruct, "select", out_of_memory)
+    monkeypatch.setattr(particledaps.runs.reconstruct, "select", out_of_memory)
     outcome = tiny_run("data.end_id=1")
     assert outcome.status == FAILED and sampled == [0]  # nothing was sampled again
     assert "what was sampled is kept in" in outcome.out
@@ -70,13 +70,13 @@ def test_after_sampling_the_reconstruction_is_kept(tiny_run, monkeypatch, sample
 
 
 def test_while_scores_are_computed_the_batch_is_halved_without_sampling_again(tiny_run, monkeypatch, sampled):
-    original, calls = runs.reconstruct.select, []
+    original, calls = particledaps.runs.reconstruct.select, []
 
     def select(*arguments):
         calls.append(1)
         return out_of_memory() if len(calls) == 1 else original(*arguments)
 
-    monkeypatch.setattr(runs.reconstruct, "select", select)
+    monkeypatch.setattr(particledaps.runs.reconstruct, "select", select)
     assert tiny_run("data.end_id=1").status == 0 and sampled == [0] and len(calls) == 2
 
 
@@ -97,7 +97,7 @@ def test_a_device_that_is_lost_ends_the_run_instead_of_failing_every_image(tiny_
         return torch.ones(*shape, **named)
 
     monkeypatch.setattr(sampler.LatentDAPS, "sample", sample)
-    monkeypatch.setattr(runs.reconstruct, "probe", zeros)
+    monkeypatch.setattr(particledaps.runs.reconstruct, "probe", zeros)
     outcome = tiny_run()
     assert outcome.status == FAILED and "cpu answers no more (CUDA error: an illegal memory access" in outcome.err
     states = {p.stem: json.loads(p.read_text())["state"] for p in (tiny_run.folder / "records").glob("0*.json")}
@@ -107,7 +107,7 @@ def test_a_device_that_is_lost_ends_the_run_instead_of_failing_every_image(tiny_
 
 
 def test_a_measurement_goes_to_the_device_when_it_is_its_turn(tiny_run, monkeypatch):
-    from runs.result import Problem
+    from particledaps.runs.result import Problem
 
     order, original = [], Problem.to
 

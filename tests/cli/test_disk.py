@@ -7,9 +7,9 @@ import shutil
 import metrics_schema
 import pytest
 
-import runs.files
+import particledaps.files
 import sampler
-from runs.statuses import BAD_INPUT, DISK
+from particledaps.settings.statuses import BAD_INPUT, DISK
 
 REASONS = {
     "full": (errno.ENOSPC, "No space left on device"),
@@ -34,10 +34,10 @@ def failing_disk(monkeypatch):
                     raise OSError(code, os.strerror(code), str(target))
             original(source, target)
 
-        monkeypatch.setattr(runs.files.os, "replace", replace)
+        monkeypatch.setattr(particledaps.files.os, "replace", replace)
 
     yield fail
-    monkeypatch.setattr(runs.files.os, "replace", original)
+    monkeypatch.setattr(particledaps.files.os, "replace", original)
 
 
 @pytest.mark.parametrize(("code", "words"), REASONS.values(), ids=REASONS)

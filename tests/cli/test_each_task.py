@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from operators.blur_network import BlurNetwork
-from runs.operators import OPERATORS
+from particledaps.operators.blur_network import BlurNetwork
+from particledaps.settings.tasks import OPERATORS
 
 CONTRIBUTING = Path(__file__).resolve().parents[2] / "CONTRIBUTING.md"
 QUALITY = (*metrics_schema.METRICS, "modes")
@@ -147,7 +147,7 @@ def build():
 def test_physics_of_deepinv_by_its_adapter(tiny_run, tmp_path, monkeypatch):
     (tmp_path / "lab_physics.py").write_text(PHYSICS)
     monkeypatch.syspath_prepend(tmp_path)
-    adapter = ("task=custom", "task.target=operators.deepinv_adapter:from_physics", *CHEAP)
+    adapter = ("task=custom", "task.target=particledaps.operators.deepinv_adapter:from_physics", *CHEAP)
     outcome = tiny_run(*adapter, "+task.options.physics=lab_physics:build")
     assert outcome.status == 0, outcome.err
     metrics = metrics_schema.load(tiny_run.folder / "metrics.json")

@@ -6,8 +6,8 @@ import metrics_schema
 import pytest
 import torch
 
-from runs import environment as environments
-from runs.environment import differences, environment, keep_threads
+from particledaps.settings import environment as environments
+from particledaps.settings.environment import differences, environment, keep_threads
 
 
 @pytest.fixture(autouse=True)

@@ -8,10 +8,10 @@ from tiny import command
 from tiny_checkpoints import checkpoints  # noqa: F401 (fixture)
 
 import generate
-from priors.checkpoint import load_checkpoint
-from priors.diffusers_folder import LoadOptions, open_folder
-from priors.embedded import load_embedded
-from runs.draw import SIGMA_MAX, draw, largest_sigma
+from particledaps.priors.checkpoint import load_checkpoint
+from particledaps.priors.diffusers_folder import LoadOptions, open_folder
+from particledaps.priors.embedded import load_embedded
+from particledaps.runs.draw import SIGMA_MAX, draw, largest_sigma
 
 
 @pytest.fixture(scope="module")

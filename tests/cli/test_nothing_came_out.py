@@ -9,7 +9,7 @@ import pytest
 from tiny import captured
 
 import sampler
-from runs.statuses import BAD_INPUT, NOTHING
+from particledaps.settings.statuses import BAD_INPUT, NOTHING
 from tools import parse_metrics
 
 

@@ -97,7 +97,7 @@ def test_a_hook_is_part_of_the_identity(tiny_run):
         ("[lab_hooks:Absent]", "hooks=lab_hooks:Absent: cannot be imported"),
         ("[lab_hooks]", "hooks: lab_hooks names no hook; write package.module:Name"),
         ("[3]", "hooks: 3 names no hook"),
-        ("[lab_hooks:NoHook]", "returned NoHook, not a state.Hook"),
+        ("[lab_hooks:NoHook]", "returned NoHook, not a particledaps.particles.state.Hook"),
         ("[lab_hooks:Count,lab_hooks:Count]", "two of them are called Count"),
         ("[{target: lab_hooks:Count, option: {}}]", "unknown entry option"),
         ("[{target: lab_hooks:Count, options: 3}]", "no mapping"),

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from runs.checks import SettingsError
+from particledaps.settings.checks import SettingsError
 from tools.rescore import rescore
 
 

@@ -12,9 +12,9 @@ from omegaconf import OmegaConf
 from PIL import Image
 from tiny import QUICK, write_images
 
+from particledaps.settings.command_line import compose_config
+from particledaps.settings.family import followed_config
 from plan import follow_family
-from runs.command_line import compose_config
-from runs.family import followed_config
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from test_run import comparable
 
-from runs.claims import this_process
+from particledaps.runs.claims import this_process
 
 ROOT = Path(__file__).resolve().parents[2]
 LEVELS = 60

@@ -11,11 +11,11 @@ from PIL import Image
 from test_run import comparable
 from tiny import write_images
 
-import runs.drawing
-import runs.images
-from runs.image_folder import image_files, other_files
-from runs.names import shown
-from runs.statuses import BAD_INPUT, SKIPPED
+import particledaps.data.image_sets
+import particledaps.runs.drawing
+from particledaps.data.image_folder import image_files, other_files
+from particledaps.settings.names import shown
+from particledaps.settings.statuses import BAD_INPUT, SKIPPED
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_a_picture_that_cannot_be_drawn_costs_no_result(tiny_run, run, sampled, 
     def fails(*arguments):
         raise ValueError("no such glyph")
 
-    monkeypatch.setattr(runs.drawing, "contact_sheet", fails)
+    monkeypatch.setattr(particledaps.runs.drawing, "contact_sheet", fails)
     outcome = run("data.end_id=1")
     assert outcome.status == 0
     assert "0: its pictures could not be drawn (ValueError: no such glyph); its numbers are saved" in outcome.out
@@ -85,7 +85,7 @@ def test_a_process_that_died_while_it_drew_does_the_image_again(tiny_run, run, s
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(runs.drawing, "contact_sheet", killed)
+        patch.setattr(particledaps.runs.drawing, "contact_sheet", killed)
         assert run("data.end_id=1").status == 130
     assert status(tiny_run) == {0: "ok"}  # its numbers are there
     assert run("data.end_id=1").status == 0 and sampled == [0, 0]
@@ -141,13 +141,13 @@ def test_if_no_file_can_be_read_nothing_begins(tiny_run, run, folder, sampled):
 
 
 def test_pictures_are_read_when_it_is_their_turn(tiny_run, run, folder, monkeypatch):
-    read, original = [], runs.images.load_image
+    read, original = [], particledaps.data.image_sets.load_image
 
     def load_image(path, *rest):
         read.append(path.stem)
         return original(path, *rest)
 
-    monkeypatch.setattr(runs.images, "load_image", load_image)
+    monkeypatch.setattr(particledaps.data.image_sets, "load_image", load_image)
     run("data.start_id=1", "data.end_id=2")
     assert read == ["1"]
     run()

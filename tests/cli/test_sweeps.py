@@ -5,8 +5,8 @@ import pytest
 from tiny import command
 
 import posterior_sample
-from runs.checks import SettingsError
-from runs.start_up import Terminated
+from particledaps.settings.checks import SettingsError
+from particledaps.settings.start_up import Terminated
 
 WRONG = {
     "-m num_sampels=1,2": "num_sampels: unknown key; did you mean num_samples?",

@@ -8,15 +8,15 @@ from omegaconf import OmegaConf
 
 import posterior_sample  # noqa: F401 (registers the schema)
 import train_prior  # noqa: F401 (registers the schema)
-from operators.operator import Operator
+from particledaps.operators.operator import Operator
+from particledaps.settings.build import build_operator
+from particledaps.settings.checks import SettingsError
+from particledaps.settings.command_line import CONFIG_DIR, compose_config
+from particledaps.settings.schema import CompatSettings
+from particledaps.settings.tasks import operator_of_image
+from particledaps.training.settings import TrainingSettings
+from particledaps.training.settings import validate as validate_training
 from plan import RunSettings, follow_family, loop_settings, resolve_chain, validate
-from runs.build import build_operator
-from runs.checks import SettingsError
-from runs.command_line import CONFIG_DIR, compose_config
-from runs.operators import operator_of_image
-from runs.settings import CompatSettings
-from training.settings import TrainingSettings
-from training.settings import validate as validate_training
 
 NEEDS = {
     "data/folder": ["data.dir=images"],
@@ -24,7 +24,7 @@ NEEDS = {
     "model/embedded": ["model.path=prior"],
     "model/custom": ["model.target=mine:prior"],
     "model/diffusers": ["model.path=owner/name", "model.family=sd"],
-    "task/custom": ["task.target=operators.phase_retrieval:PhaseRetrieval", "+task.options.oversample=4"],
+    "task/custom": ["task.target=particledaps.operators.phase_retrieval:PhaseRetrieval", "+task.options.oversample=4"],
 }
 
 
@@ -126,5 +126,10 @@ def test_training_configuration():
 
 def test_nothing_shipped_names_the_shared_folder():
     root = Path(CONFIG_DIR).parent
-    shipped = [*CONFIG_DIR.rglob("*.yaml"), *root.glob("*.py"), *root.glob("runs/*.py"), *root.glob("README.md")]
+    shipped = [
+        *CONFIG_DIR.rglob("*.yaml"),
+        *root.glob("*.py"),
+        *root.rglob("particledaps/**/*.py"),
+        *root.glob("README.md"),
+    ]
     assert [p.name for p in shipped if "../shared" in p.read_text()] == []

@@ -3,11 +3,11 @@ import pytest
 import torch
 from analytic import F64, correlated, normal
 
-from diffusion.analytic import GaussianDenoiser, GaussianMixtureDenoiser
-from diffusion.denoiser import EDMDenoiser, EpsilonDenoiser, VDenoiser, X0Denoiser
-from diffusion.levels import broadcast_sigma
-from diffusion.noise import DiscreteNoise, alphas_cumprod, scaled_linear_betas
-from diffusion.score import score
+from particledaps.diffusion.analytic import GaussianDenoiser, GaussianMixtureDenoiser
+from particledaps.diffusion.denoiser import EDMDenoiser, EpsilonDenoiser, VDenoiser, X0Denoiser
+from particledaps.diffusion.levels import broadcast_sigma
+from particledaps.diffusion.noise import DiscreteNoise, alphas_cumprod, scaled_linear_betas
+from particledaps.diffusion.score import score
 
 SHAPE = (4, 3, 2)
 SIZE = 24

@@ -4,7 +4,7 @@ import pytest
 import torch
 from analytic import F64, correlated, normal
 
-from diffusion.mcmc import (
+from particledaps.diffusion.mcmc import (
     ChainSettings,
     Evaluation,
     curvature_along,

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion.noise import (
+from particledaps.diffusion.noise import (
     ContinuousScaledVPNoise,
     ContinuousVPNoise,
     DiscreteNoise,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion.paths import PATHS, cosine_path, edm_path, scaled_vp_path, ve_path, vp_path
+from particledaps.paths.schedules import PATHS, cosine_path, edm_path, scaled_vp_path, ve_path, vp_path
 
 LATENT_DAPS_LEVELS = """
 10.000 9.344 8.726 8.143 7.594 7.076 6.590 6.132 5.702 5.297 4.918 4.562 4.229 3.917 3.624 3.351 3.095 2.856 2.634 2.426

@@ -3,9 +3,9 @@ import pytest
 import torch
 from analytic import F64, normal
 
-from diffusion.analytic import GaussianDenoiser
-from diffusion.paths import edm_path, ve_path
-from diffusion.pfode import DiffusionPFODE
+from particledaps.diffusion.analytic import GaussianDenoiser
+from particledaps.diffusion.pfode import DiffusionPFODE
+from particledaps.paths.schedules import edm_path, ve_path
 
 SHAPE = (2, 3, 1)
 MEAN, VARIANCE = normal(*SHAPE, seed=1), 0.49

@@ -136,7 +136,7 @@ class Checkout:
     def __init__(self, root, address, certificate):
         self.root, self.cache, self.address, self.certificate = root, root / "checkpoints", address, certificate
         self.hub = root / "torch" / "hub" / "checkpoints"
-        (root / "priors").mkdir(parents=True)
+        (root / "particledaps" / "priors").mkdir(parents=True)
         (root / "tools").mkdir()
         shutil.copy(ROOT / "download.sh", root)
         (root / "tools" / "convert_checkpoint.py").write_text(CONVERTER)
@@ -145,7 +145,7 @@ class Checkout:
         facts = {"title": f"the {name}", "download": name, "file": f"{name}.pt", "licence": "MIT", "megabytes": 1}
         facts |= {"url": f"{self.address}/{name}.pt"} | entries
         lines = [f"{name}:", *(f"  {key}: {value}" for key, value in facts.items())]
-        with (self.root / "priors" / "cards.yaml").open("a") as file:
+        with (self.root / "particledaps" / "priors" / "cards.yaml").open("a") as file:
             file.write("\n".join(lines) + "\n\n")
 
     def __call__(self, *arguments, **variables):

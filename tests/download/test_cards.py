@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from priors import cards
-from priors.cards import CARDS, card_of_model, problem_with_file, read_cards
-from priors.prior import PriorError
+from particledaps.priors import cards
+from particledaps.priors.cards import CARDS, card_of_model, problem_with_file, read_cards
+from particledaps.priors.prior import PriorError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 NAMES = ["ldm_imagenet256", "ldm_ffhq256", "ffhq256", "imagenet256", "dino", "lpips", "nonlinear-blur"]
@@ -105,7 +105,7 @@ def test_the_configurations_read_what_is_fetched():
 
 
 def test_weights_lie_where_the_code_looks(monkeypatch, tmp_path):
-    from evaluation.metrics import lpips_files
+    from particledaps.evaluation.metrics import lpips_files
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     wanted = [card.path() for card in read_cards().values() if card.download == "lpips"]
@@ -134,7 +134,7 @@ def test_a_file_is_held_against_its_card_and_its_first_download(checkout, web, m
     web.files["net.pt"] = b"weights"
     checkout.card("net", sha256="null")
     checkout("net")
-    (card,) = read_cards(checkout.root / "priors" / "cards.yaml").values()
+    (card,) = read_cards(checkout.root / "particledaps" / "priors" / "cards.yaml").values()
     monkeypatch.setattr(cards, "ROOT", checkout.root)
     assert card.path() == Path(checkout.cache / "net.pt") and problem_with_file(card) is None
     for content, word in ((b"w3ights", "sha256"), (b"<!DOCTYPE html>", "web page")):
@@ -146,7 +146,7 @@ def test_a_linked_file_is_held_against_the_record_of_its_cache(checkout, web, mo
     web.files["net.pt"] = b"weights"
     checkout.card("net")
     checkout("net", PARTICLEDAPS_CACHE=tmp_path / "cache")
-    (card,) = read_cards(checkout.root / "priors" / "cards.yaml").values()
+    (card,) = read_cards(checkout.root / "particledaps" / "priors" / "cards.yaml").values()
     monkeypatch.setattr(cards, "ROOT", checkout.root)
     assert card.path().is_symlink() and problem_with_file(card) is None
     (tmp_path / "cache" / "net.pt").write_bytes(b"other")

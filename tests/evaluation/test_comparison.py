@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from evaluation.comparison import (
+from particledaps.reports.comparison import (
     ComparisonError,
     Estimate,
     Fingerprint,

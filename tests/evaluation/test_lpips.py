@@ -9,11 +9,11 @@ import torch
 import torchvision
 from torch import nn
 
-from evaluation import lpips as module
-from evaluation import metrics
-from evaluation.lpips import LpipsError, load_lpips, lpips_files, read_lpips
-from priors.cards import read_cards
-from priors.checksums import sha256_of
+from particledaps.evaluation import lpips as module
+from particledaps.evaluation import metrics
+from particledaps.evaluation.lpips import LpipsError, load_lpips, lpips_files, read_lpips
+from particledaps.priors.cards import read_cards
+from particledaps.priors.checksums import sha256_of
 
 CPU = torch.device("cpu")
 CHANNELS = (64, 128, 256, 512, 512)

@@ -5,9 +5,9 @@ import pytest
 import torch
 from analytic import normal
 
-from evaluation.metrics import Evaluator, psnr_db, ssim, to_unit_range
-from operators.operator import IDENTITY
-from operators.phase_retrieval import PhaseRetrieval
+from particledaps.evaluation.metrics import Evaluator, psnr_db, ssim, to_unit_range
+from particledaps.operators.operator import IDENTITY
+from particledaps.operators.phase_retrieval import PhaseRetrieval
 
 SYMMETRIES = PhaseRetrieval().symmetries()
 

@@ -2,10 +2,10 @@ import pytest
 import torch
 from analytic import normal
 
-from evaluation.metrics import psnr_db
-from evaluation.modes import agreement_db, channel_agreement, find_modes, has_twins, label, symmetry_index
-from operators.operator import IDENTITY, Symmetry
-from operators.phase_retrieval import PhaseRetrieval
+from particledaps.evaluation.metrics import psnr_db
+from particledaps.evaluation.modes import agreement_db, channel_agreement, find_modes, has_twins, label, symmetry_index
+from particledaps.operators.operator import IDENTITY, Symmetry
+from particledaps.operators.phase_retrieval import PhaseRetrieval
 
 
 def flipped(x):

@@ -4,10 +4,10 @@ import pytest
 import torch
 from analytic import normal, prior_of
 
-from diffusion.analytic import GaussianDenoiser
-from evaluation.orientation import LOG_STEP, NUM_DRAWS, SIGMAS, plausibility_loss, prior_energy
-from evaluation.selection import RULES, Candidates, score_candidates, select
-from operators.phase_retrieval import PhaseRetrieval
+from particledaps.diffusion.analytic import GaussianDenoiser
+from particledaps.evaluation.orientation import LOG_STEP, NUM_DRAWS, SIGMAS, plausibility_loss, prior_energy
+from particledaps.evaluation.selection import RULES, Candidates, score_candidates, select
+from particledaps.operators.phase_retrieval import PhaseRetrieval
 
 SHAPE = (3, 16, 16)
 VARIANCE = 0.05

@@ -5,7 +5,7 @@ import torch
 from planned_runs import EVERY, IDS, NEUTRAL, OPTIMISE, PATH, PRUNE, REPEL, planned, planned_run
 from sampler_support import LEVELS, assert_same, loop, measurement, problem, run, settings
 
-from runs.rng import ParticleStreams
+from particledaps.streams import ParticleStreams
 from sampler import Info
 
 ACTIVE = {

@@ -6,7 +6,7 @@ import torch
 from pruning_support import IDS, INF, PATH, Break, plain_losses, pruned_run, pruning
 from sampler_support import LEVELS, assert_same, run, settings
 
-from runs.rng import ParticleStreams
+from particledaps.streams import ParticleStreams
 
 
 def branch(at_level, branch_sigma, keep=2, **changes):

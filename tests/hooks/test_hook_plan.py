@@ -8,17 +8,17 @@ from analytic import F64, normal
 from planned_runs import CPU, EVERY, OPTIMISE, PATH, PRUNE, REPEL, plan_for, planned, planned_run
 from sampler_support import measurement, problem
 
-from evaluation.orientation import latent_plausibility, posterior_energy
-from operators.phase_retrieval import PhaseRetrieval
+from particledaps.evaluation.orientation import latent_plausibility, posterior_energy
+from particledaps.operators.phase_retrieval import PhaseRetrieval
+from particledaps.particles.feature_spaces import ImageSpace, LatentSpace, build_feature_space
+from particledaps.runs.clock import PhaseClock
+from particledaps.settings.checks import Checks, SettingsError
+from particledaps.settings.hook_keys import cut
 from plan import HookKeys, check_hooks
 from pruning import Pruning
 from repulsion import Repulsion, Settings
 from resample_opt import LatentOptimization
 from restarts import Restarts
-from runs.checks import Checks, SettingsError
-from runs.feature_space import ImageSpace, LatentSpace, build_feature_space
-from runs.hook_keys import cut
-from runs.phases import PhaseClock
 
 # --- The plan --------------------------------------------------------------------------------------------------------
 
@@ -162,7 +162,7 @@ def test_polish_belongs_to_no_level(monkeypatch):
         now[0] += 100
         return state
 
-    monkeypatch.setattr("runs.phases.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("particledaps.runs.clock.time.perf_counter", lambda: now[0])
     monkeypatch.setattr("restarts.Restarts._polish", polish)
     clock = planned_run(restart_rounds=2)[2]
     assert set(clock.step_seconds) == {0} and clock.phases["sampling"].seconds == 300
@@ -248,7 +248,7 @@ def space_of(**keys):
 
 
 def test_feature_space_is_the_one_that_is_asked_for(monkeypatch):
-    monkeypatch.setattr("priors.dino.dino_weights", lambda model, path: None)
+    monkeypatch.setattr("particledaps.priors.dino.dino_weights", lambda model, path: None)
     for keys, kind, symmetries in (
         ({"repulsion_features": "latent"}, LatentSpace, 1),
         ({"repulsion_features": "auto"}, LatentSpace, 1),

@@ -5,7 +5,7 @@ import torch
 from analytic import F64, MatrixOperator, normal
 from optimization_support import IDENTITY, NEVER, PIXELS, how, numbers, optimizer, standing
 
-from latent_optimization import DescentSettings, Moments, adamw_step, optimise
+from particledaps.particles.descent import DescentSettings, Moments, adamw_step, optimise
 
 # --- AdamW -----------------------------------------------------------------------------------------------------------
 

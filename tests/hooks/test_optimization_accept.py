@@ -8,10 +8,10 @@ import torch
 from analytic import MatrixOperator, normal, prior_of
 from optimization_support import IDENTITY, NEVER, PIXELS, how, numbers, one_call, optimizer, standing
 
-from latent_optimization import ParticleObjective, optimise
-from operators.operator import Halves, NoiseFloor
-from operators.phase_retrieval import PhaseRetrieval
-from priors.autoencoder import IdentityAutoencoder
+from particledaps.operators.operator import Halves, NoiseFloor
+from particledaps.operators.phase_retrieval import PhaseRetrieval
+from particledaps.particles.descent import ParticleObjective, optimise
+from particledaps.priors.autoencoder import IdentityAutoencoder
 
 
 def test_loss_rule_keeps_what_lowers_the_loss():

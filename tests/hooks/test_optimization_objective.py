@@ -9,8 +9,8 @@ from analytic import F64, MatrixAutoencoder, MatrixOperator, gaussian_prior, nor
 from optimization_support import IDENTITY, PIXELS, how, numbers, one_call, optimizer, standing
 from sampler_support import MATRIX, PRIOR_COVARIANCE, PRIOR_MEAN, Y, assert_same, loop, measurement, problem, settings
 
-from latent_optimization import ParticleObjective, optimise
-from runs.rng import ParticleStreams
+from particledaps.particles.descent import ParticleObjective, optimise
+from particledaps.streams import ParticleStreams
 from sampler import Info
 
 # --- Accepting -------------------------------------------------------------------------------------------------------

@@ -7,10 +7,10 @@ from analytic import MatrixOperator, normal
 from omegaconf import OmegaConf
 from sampler_support import MATRIX, PRIOR_COVARIANCE, PRIOR_MEAN, Y, measurement, problem
 
-from latent_optimization import DescentSettings, polish
+from particledaps.particles.descent import DescentSettings, polish
+from particledaps.settings.checks import SettingsError
+from particledaps.settings.command_line import compose_config
 from plan import validate
-from runs.checks import SettingsError
-from runs.command_line import compose_config
 
 SIGMA, TAU = 0.3, 0.5
 SETTINGS = DescentSettings(lr=0.02, max_iters=3000, weight_decay=0.0, prior_sigma=SIGMA, tau=TAU)

@@ -9,11 +9,11 @@ from analytic import F64
 from pruning_support import IDS, INF, PATH, Break, plain_losses, pruned_run, pruning, within
 from sampler_support import LEVELS, MATRIX, assert_same, loop, problem, run, settings, tensor_fields
 
-from operators.operator import Operator
-from priors.autoencoder import IdentityAutoencoder
-from priors.prior import Prior
+from particledaps.operators.operator import Operator
+from particledaps.priors.autoencoder import IdentityAutoencoder
+from particledaps.priors.prior import Prior
+from particledaps.streams import ParticleStreams
 from pruning import Pruning, Settings, image_distances, keep_diverse
-from runs.rng import ParticleStreams
 from sampler import Info
 
 

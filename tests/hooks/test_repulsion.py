@@ -24,12 +24,12 @@ from sampler_support import (
 from test_repulsion_spaces import bandwidths
 from torch import nn
 
-from diffusion.paths import edm_path
-from diffusion.pfode import DiffusionPFODE
-from diffusion.score import score
+from particledaps.diffusion.pfode import DiffusionPFODE
+from particledaps.diffusion.score import score
+from particledaps.particles.feature_spaces import LatentSpace
+from particledaps.paths.schedules import edm_path
+from particledaps.streams import ParticleStreams
 from repulsion import Repulsion, Settings, schedule_factor
-from runs.feature_space import LatentSpace
-from runs.rng import ParticleStreams
 from sampler import Info
 
 PATH = edm_path(LEVELS, SIGMA_MAX, SIGMA_MIN)

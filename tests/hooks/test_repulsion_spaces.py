@@ -8,8 +8,8 @@ import torch
 from analytic import F64, latent, normal, prior_of
 from torch import nn
 
-from operators.operator import IDENTITY, Symmetry
-from runs.feature_space import ImageSpace, LatentSpace, low_pass, stein_force
+from particledaps.operators.operator import IDENTITY, Symmetry
+from particledaps.particles.feature_spaces import ImageSpace, LatentSpace, low_pass, stein_force
 
 # --- The same term by its definition: a potential and central differences --------------------------------------------
 

@@ -19,10 +19,10 @@ from sampler_support import (
     settings,
 )
 
-from diffusion.paths import edm_path
-from operators.operator import Symmetry
+from particledaps.operators.operator import Symmetry
+from particledaps.paths.schedules import edm_path
+from particledaps.streams import ParticleStreams
 from pruning import Pruning, Settings
-from runs.rng import ParticleStreams
 from sampler import Info, LatentDAPS
 
 PATH = edm_path(LEVELS, SIGMA_MAX, SIGMA_MIN)

@@ -22,7 +22,10 @@ from sampler_support import (
 from tiny import QUICK, command
 
 import pruning
-from diffusion.paths import edm_path
+from particledaps.paths.schedules import edm_path
+from particledaps.runs.clock import PhaseClock
+from particledaps.settings.checks import Checks, SettingsError
+from particledaps.streams import SHARED, ParticleStreams
 from plan import HookKeys, check_hooks
 from resampling import (
     Resampling,
@@ -33,9 +36,6 @@ from resampling import (
     systematic_counts,
     tempered_weights,
 )
-from runs.checks import Checks, SettingsError
-from runs.phases import PhaseClock
-from runs.rng import SHARED, ParticleStreams
 from sampler import Info
 
 PATH = edm_path(LEVELS, SIGMA_MAX, SIGMA_MIN)

@@ -17,10 +17,10 @@ from sampler_support import (
 )
 from symmetry_support import CPU, IMAGE, OPERATOR, SIDE, Y, image_prior, near, state_of
 
-from diffusion.paths import edm_path
-from operators.symmetry_moves import conjugate_band, draw_low_band
+from particledaps.operators.symmetry_moves import conjugate_band, draw_low_band
+from particledaps.paths.schedules import edm_path
+from particledaps.streams import ParticleStreams
 from restarts import Restarts, Settings
-from runs.rng import ParticleStreams
 from sampler import Hook, Info
 
 PATH = edm_path(LEVELS, SIGMA_MAX, SIGMA_MIN)

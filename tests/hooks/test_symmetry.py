@@ -9,10 +9,10 @@ from analytic import normal, prior_of
 from sampler_support import LEVELS, assert_same, settings
 from symmetry_support import IMAGE, OPERATOR, Y, applied, image_prior, mixture, moves, near, state_of, wrong_channel
 
-from operators.phase_retrieval import rotate_180
-from priors.prior import in_autocast
-from runs.cost import Calls, count_calls
-from runs.rng import ParticleStreams
+from particledaps.operators.phase_retrieval import rotate_180
+from particledaps.priors.prior import in_autocast
+from particledaps.runs.calls import Calls, count_calls
+from particledaps.streams import ParticleStreams
 from sampler import Info, LatentDAPS
 from symmetry import MOVES, Settings, SymmetryMoves
 

@@ -8,11 +8,11 @@ from analytic import F64, MatrixOperator, normal, prior_of
 from symmetry_support import mixture, moves, state_of
 from torch.distributions import Categorical, Independent, MixtureSameFamily, MultivariateNormal, Normal
 
-from diffusion.analytic import GaussianMixtureDenoiser
-from diffusion.score import denoising_loss, score
-from operators import symmetry_moves
-from operators.phase_retrieval import rotate_180
-from operators.symmetry_moves import conjugate_band, flip_channels, ring
+from particledaps.diffusion.analytic import GaussianMixtureDenoiser
+from particledaps.diffusion.score import denoising_loss, score
+from particledaps.operators import symmetry_moves
+from particledaps.operators.phase_retrieval import rotate_180
+from particledaps.operators.symmetry_moves import conjugate_band, flip_channels, ring
 from sampler import Info
 from symmetry import SymmetryMoves
 

@@ -21,10 +21,10 @@ from symmetry_support import (
     wrong_channel,
 )
 
-from operators import symmetry_moves
-from operators.phase_retrieval import rotate_180
-from operators.symmetry_moves import conjugate_band, ring
-from runs.rng import ParticleStreams
+from particledaps.operators import symmetry_moves
+from particledaps.operators.phase_retrieval import rotate_180
+from particledaps.operators.symmetry_moves import conjugate_band, ring
+from particledaps.streams import ParticleStreams
 
 
 @pytest.mark.parametrize("density", [True, False])

@@ -11,9 +11,9 @@ from sampler_support import problem
 from symmetry_support import CPU, OPERATOR, image_prior
 from tiny import QUICK, reconstruct
 
+from particledaps.runs.clock import PhaseClock
+from particledaps.settings.checks import SettingsError
 from plan import RunSettings, validate
-from runs.checks import SettingsError
-from runs.phases import PhaseClock
 from sampler import Info
 from symmetry import SymmetryMoves
 

@@ -6,8 +6,8 @@ import torch
 from analytic import normal
 from pruning_support import INF, NAN, within
 
+from particledaps.particles.hook_setup import level_of
 from pruning import image_distances, keep_diverse, keep_lowest
-from runs.hook_setup import level_of
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,12 @@
 import torch
 from analytic import F64, normal
 
-from operators.blur_network import BlurNetwork
-from operators.down_sampling import DownSampling
-from operators.gaussian_blur import GaussianBlur
-from operators.hdr import HighDynamicRange
-from operators.inpainting import BoxInpainting, RandomInpainting
-from operators.motion_blur import MotionBlur
+from particledaps.operators.blur_network import BlurNetwork
+from particledaps.operators.down_sampling import DownSampling
+from particledaps.operators.gaussian_blur import GaussianBlur
+from particledaps.operators.hdr import HighDynamicRange
+from particledaps.operators.inpainting import BoxInpainting, RandomInpainting
+from particledaps.operators.motion_blur import MotionBlur
 
 SHAPE = (3, 15, 12)
 

@@ -8,8 +8,8 @@ import torch
 from analytic import F64, normal
 from every_operator import generator, images
 
-from operators.deepinv_adapter import PhysicsOperator, from_physics
-from operators.operator import Operator
+from particledaps.operators.deepinv_adapter import PhysicsOperator, from_physics
+from particledaps.operators.operator import Operator
 
 SHAPE = (3, 6, 5)
 

@@ -5,7 +5,7 @@ import torch
 from analytic import F64, normal
 from every_operator import CLOSED_FORM, LINEAR, SHAPE, bound, generator, images
 
-from operators.operator import Operator
+from particledaps.operators.operator import Operator
 
 each = pytest.mark.parametrize("make", CLOSED_FORM.values(), ids=CLOSED_FORM)
 each_linear = pytest.mark.parametrize("make", LINEAR.values(), ids=LINEAR)

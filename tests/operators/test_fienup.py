@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from operators.fienup import (
+from particledaps.operators.fienup import (
     FienupSettings,
     align_channels,
     channel_residuals,
@@ -14,7 +14,7 @@ from operators.fienup import (
     solve,
     triangles,
 )
-from operators.phase_retrieval import PhaseRetrieval, mirror_frequencies, rotate_180
+from particledaps.operators.phase_retrieval import PhaseRetrieval, mirror_frequencies, rotate_180
 
 F64 = torch.float64
 SIDE, PLANE = 8, 12

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from operators.magnitudes import CONVENTIONS, Convention, bounds, doubt, pair_noise, to_centred_amplitude
-from operators.phase_retrieval import PhaseRetrieval
+from particledaps.operators.magnitudes import CONVENTIONS, Convention, bounds, doubt, pair_noise, to_centred_amplitude
+from particledaps.operators.phase_retrieval import PhaseRetrieval
 
 SIDE, SIGMA = 32, 0.05
 SHAPE = (3, SIDE, SIDE)

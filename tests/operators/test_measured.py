@@ -6,13 +6,13 @@ from analytic import F64, normal
 from every_operator import CLOSED_FORM, SHAPE, bound, code, generator, images, tiny_network
 from test_deepinv_adapter import Rows, Squares
 
-from operators.deepinv_adapter import from_physics
-from operators.inpainting import RandomInpainting
-from operators.measured import MeasuredPart, leave_out, with_gaps
-from operators.measured_phase_retrieval import MeasuredPhaseRetrieval
-from operators.nonlinear_blur import NonlinearBlur
-from operators.operator import CLEAR, LinearOperator, Operator
-from operators.phase_retrieval import PhaseRetrieval, mirror_frequencies
+from particledaps.operators.deepinv_adapter import from_physics
+from particledaps.operators.inpainting import RandomInpainting
+from particledaps.operators.measured import MeasuredPart, leave_out, with_gaps
+from particledaps.operators.measured_phase_retrieval import MeasuredPhaseRetrieval
+from particledaps.operators.nonlinear_blur import NonlinearBlur
+from particledaps.operators.operator import CLEAR, LinearOperator, Operator
+from particledaps.operators.phase_retrieval import PhaseRetrieval, mirror_frequencies
 
 SIGMA = 0.05
 

@@ -5,8 +5,8 @@ from every_operator import code, images, tiny_network
 from torch import nn
 from torch.nn import functional as F
 
-from operators.blur_network import BlurNetwork
-from operators.nonlinear_blur import NonlinearBlur, resized
+from particledaps.operators.blur_network import BlurNetwork
+from particledaps.operators.nonlinear_blur import NonlinearBlur, resized
 
 
 class Darken(nn.Module):

@@ -3,8 +3,8 @@ import pytest
 import torch
 from analytic import F64, normal
 
-from operators.operator import Operator
-from operators.phase_retrieval import PhaseRetrieval, count_entries, rotate_180
+from particledaps.operators.operator import Operator
+from particledaps.operators.phase_retrieval import PhaseRetrieval, count_entries, rotate_180
 
 SHAPES = {
     "even": (3, 8, 8),

@@ -5,8 +5,8 @@ import torch
 from analytic import normal
 from torch.nn import functional as F
 
-from operators.phase_retrieval import PhaseRetrieval, mirror_frequencies, rotate_180
-from operators.symmetry_moves import (
+from particledaps.operators.phase_retrieval import PhaseRetrieval, mirror_frequencies, rotate_180
+from particledaps.operators.symmetry_moves import (
     aligned_mean,
     conjugate_band,
     discordant_channels,

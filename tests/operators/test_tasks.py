@@ -8,12 +8,12 @@ from every_operator import generator, images
 from scipy import ndimage
 from torch.nn import functional as F
 
-from operators.down_sampling import DownSampling
-from operators.gaussian_blur import GaussianBlur
-from operators.hdr import HighDynamicRange
-from operators.inpainting import BoxInpainting, RandomInpainting
-from operators.motion_blur import MotionBlur
-from operators.motion_kernel import draw_motion_kernel, draw_path, triangular
+from particledaps.operators.down_sampling import DownSampling
+from particledaps.operators.gaussian_blur import GaussianBlur
+from particledaps.operators.hdr import HighDynamicRange
+from particledaps.operators.inpainting import BoxInpainting, RandomInpainting
+from particledaps.operators.motion_blur import MotionBlur
+from particledaps.operators.motion_kernel import draw_motion_kernel, draw_path, triangular
 
 
 def keys_cubic(t):

@@ -10,11 +10,11 @@ import pytest
 import torch
 from diffusers import UNet2DModel
 
-from priors.checkpoint import load_checkpoint
-from priors.diffusers_folder import LoadOptions, open_folder
-from priors.embedded import load_embedded
-from priors.prior import PriorError
-from priors.trial import check_network
+from particledaps.priors.checkpoint import load_checkpoint
+from particledaps.priors.diffusers_folder import LoadOptions, open_folder
+from particledaps.priors.embedded import load_embedded
+from particledaps.priors.prior import PriorError
+from particledaps.priors.trial import check_network
 
 NAMES = ("config.json", "scheduler_config.json", "model_index.json", "card.json")
 GARBAGE = [{"a": [{"b": None}]}]

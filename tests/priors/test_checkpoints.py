@@ -10,11 +10,11 @@ from diffusers import DDPMScheduler
 from safetensors.torch import load_file, save_file
 from tiny_checkpoints import LDM, PIXEL, STABLE, WRITERS, write_scheduler
 
-from diffusion.noise import ContinuousScaledVPNoise, ContinuousVPNoise
-from priors.checkpoint import load_checkpoint
-from priors.diffusers_folder import CheckpointFolder, LoadOptions, open_folder
-from priors.prior import PriorError
-from priors.scheduler import build_denoiser
+from particledaps.diffusion.noise import ContinuousScaledVPNoise, ContinuousVPNoise
+from particledaps.priors.checkpoint import load_checkpoint
+from particledaps.priors.diffusers_folder import CheckpointFolder, LoadOptions, open_folder
+from particledaps.priors.prior import PriorError
+from particledaps.priors.scheduler import build_denoiser
 
 ROOT = Path("/")
 SHAPES = {

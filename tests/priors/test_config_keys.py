@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from tiny_checkpoints import LDM, conditional_unet, write_scheduler
 
-from priors.checkpoint import load_checkpoint
-from priors.diffusers_folder import NETWORKS, CheckpointFolder, LoadOptions, load_network, open_folder
-from priors.prior import PriorError
-from priors.scheduler import read_scheduler
+from particledaps.priors.checkpoint import load_checkpoint
+from particledaps.priors.diffusers_folder import NETWORKS, CheckpointFolder, LoadOptions, load_network, open_folder
+from particledaps.priors.prior import PriorError
+from particledaps.priors.scheduler import read_scheduler
 
 
 def change(path, **entries):

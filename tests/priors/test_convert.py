@@ -24,10 +24,10 @@ from original_layouts import (
 from original_networks import decode, encode, quantise, run_unet
 from safetensors.torch import load_file, save_file
 
-from diffusion.noise import alphas_cumprod, scaled_linear_betas
-from priors.conversion.families import dotless, strip
-from priors.convert import convert_checkpoint, read_card
-from priors.prior import PriorError
+from particledaps.diffusion.noise import alphas_cumprod, scaled_linear_betas
+from particledaps.priors.conversion.convert import convert_checkpoint, read_card
+from particledaps.priors.conversion.families import dotless, strip
+from particledaps.priors.prior import PriorError
 
 UNETS = {
     "ldm_ffhq256": LDM_FFHQ,

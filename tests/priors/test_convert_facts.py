@@ -25,19 +25,19 @@ from original_layouts import (
 )
 from original_networks import run_unet
 
-import priors.convert
-from priors.cards import read_cards
-from priors.checkpoint import load_checkpoint
-from priors.conversion.facts import Facts, Known, find_facts, is_published
-from priors.conversion.families import FAMILIES, recognise, strip
-from priors.conversion.mapping import shapes_of
-from priors.conversion.options import read_options
-from priors.conversion.parts import read_latent, read_layout, read_pixel
-from priors.conversion.schedule import published_schedule
-from priors.conversion.unet_mapping import Heads, unequal_heads
-from priors.convert import convert_checkpoint, read_card
-from priors.diffusers_folder import LoadOptions, open_folder
-from priors.prior import PriorError
+import particledaps.priors.conversion.convert
+from particledaps.priors.cards import read_cards
+from particledaps.priors.checkpoint import load_checkpoint
+from particledaps.priors.conversion.convert import convert_checkpoint, read_card
+from particledaps.priors.conversion.facts import Facts, Known, find_facts, is_published
+from particledaps.priors.conversion.families import FAMILIES, recognise, strip
+from particledaps.priors.conversion.mapping import shapes_of
+from particledaps.priors.conversion.options import read_options
+from particledaps.priors.conversion.parts import read_latent, read_layout, read_pixel
+from particledaps.priors.conversion.schedule import published_schedule
+from particledaps.priors.conversion.unet_mapping import Heads, unequal_heads
+from particledaps.priors.diffusers_folder import LoadOptions, open_folder
+from particledaps.priors.prior import PriorError
 
 TIMES = torch.tensor([3.7, 812.0])
 SMALL = {"image_size": 16, "num_head_channels": 32}
@@ -261,15 +261,19 @@ def test_one_missing_option_is_asked_for_alone(tmp_path, name, option, asked):
 def test_a_file_is_known_by_the_checksum_of_its_card(tmp_path, monkeypatch):
     state = checkpoints()["adm_ffhq256"]
     torch.save(state, tmp_path / "model.pt")
-    digest = priors.convert.sha256(tmp_path / "model.pt")
+    digest = particledaps.priors.conversion.convert.sha256(tmp_path / "model.pt")
     cards = {"x": dataclasses.replace(read_cards()["ffhq256"], sha256=digest)}
-    monkeypatch.setattr(priors.convert, "read_cards", lambda: cards)
+    monkeypatch.setattr(particledaps.priors.conversion.convert, "read_cards", lambda: cards)
     card = convert_checkpoint(tmp_path / "model.pt", tmp_path / "out")
     assert card.schedule == published_schedule(FAMILIES["adm_ffhq256"]) and card.image_size == 256
     assert card.origins == dict.fromkeys(("heads", "image size", "betas"), "its SHA-256") | {
         "prediction type": "the default"
     }
-    monkeypatch.setattr(priors.convert, "read_cards", lambda: {"x": dataclasses.replace(cards["x"], sha256="0" * 64)})
+    monkeypatch.setattr(
+        particledaps.priors.conversion.convert,
+        "read_cards",
+        lambda: {"x": dataclasses.replace(cards["x"], sha256="0" * 64)},
+    )
     with pytest.raises(PriorError, match="do not tell its heads, image size and betas"):
         convert_checkpoint(tmp_path / "model.pt", tmp_path / "other")
 

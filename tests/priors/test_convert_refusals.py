@@ -12,13 +12,13 @@ import torch
 from original_layouts import ADM_FFHQ, ARCHITECTURES, averages, checkpoints, random_weights, unet_shapes
 from safetensors.torch import save_file
 
-from priors.conversion import first_stage, unet_mapping
-from priors.conversion.facts import Known, find_facts
-from priors.conversion.families import FAMILIES, OPTIONS, dotless, read_options, recognise
-from priors.conversion.mapping import shapes_of
-from priors.conversion.parts import read_latent, read_layout, read_pixel
-from priors.convert import convert_checkpoint
-from priors.prior import PriorError
+from particledaps.priors.conversion import first_stage, unet_mapping
+from particledaps.priors.conversion.convert import convert_checkpoint
+from particledaps.priors.conversion.facts import Known, find_facts
+from particledaps.priors.conversion.families import FAMILIES, OPTIONS, dotless, read_options, recognise
+from particledaps.priors.conversion.mapping import shapes_of
+from particledaps.priors.conversion.parts import read_latent, read_layout, read_pixel
+from particledaps.priors.prior import PriorError
 
 STATES = checkpoints()
 
@@ -330,7 +330,7 @@ def test_an_interrupted_conversion_leaves_nothing(tmp_path, monkeypatch):
     def interrupt(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("priors.convert.DDIMScheduler", interrupt)
+    monkeypatch.setattr("particledaps.priors.conversion.convert.DDIMScheduler", interrupt)
     with pytest.raises(KeyboardInterrupt):
         convert_checkpoint(tmp_path / "model.pt", tmp_path / "out", architecture=ARCHITECTURES["ldm_imagenet256"])
     assert [p.name for p in tmp_path.iterdir()] == ["model.pt"]

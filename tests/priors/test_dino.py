@@ -10,10 +10,10 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from priors.autoencoder import IdentityAutoencoder
-from priors.dino import DinoFeatures, dino_weights
-from priors.prior import PriorError
-from runs.feature_space import ImageSpace
+from particledaps.particles.feature_spaces import ImageSpace
+from particledaps.priors.autoencoder import IdentityAutoencoder
+from particledaps.priors.dino import DinoFeatures, dino_weights
+from particledaps.priors.prior import PriorError
 
 MODEL = "vit_tiny_patch16_224"
 HUB_NAME = "models--timm--vit_tiny_patch16_224.augreg_in21k_ft_in1k"

@@ -7,12 +7,12 @@ import torch
 from safetensors.torch import load_file
 from tiny import AUTOENCODER, DENOISER, QUICK, RESOLUTION, reconstruct
 
-from diffusion.score import score
-from priors.autoencoder import KLAutoencoder
-from priors.embedded import load_embedded, save_embedded
-from priors.prior import in_bfloat16
-from training import autoencoder as stage_one
-from training import latent_diffusion as stage_two
+from particledaps.diffusion.score import score
+from particledaps.priors.autoencoder import KLAutoencoder
+from particledaps.priors.embedded import load_embedded, save_embedded
+from particledaps.priors.prior import in_bfloat16
+from particledaps.training import autoencoder as stage_one
+from particledaps.training import denoiser as stage_two
 
 
 @pytest.fixture(scope="module")
@@ -107,10 +107,10 @@ def test_bfloat16_is_close_and_returns_float32(prior):
 
 CUSTOM = '''
 import torch
-from diffusion.analytic import GaussianDenoiser
-from operators.operator import Operator
-from priors.autoencoder import IdentityAutoencoder
-from priors.prior import Prior
+from particledaps.diffusion.analytic import GaussianDenoiser
+from particledaps.operators.operator import Operator
+from particledaps.priors.autoencoder import IdentityAutoencoder
+from particledaps.priors.prior import Prior
 
 
 def grey_gaussian(device, compat, side, spread=0.5):

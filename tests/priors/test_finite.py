@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from priors.checkpoint import load_checkpoint
-from priors.diffusers_folder import LoadOptions, open_folder
-from priors.embedded import load_embedded
-from priors.prior import PriorError
+from particledaps.priors.checkpoint import load_checkpoint
+from particledaps.priors.diffusers_folder import LoadOptions, open_folder
+from particledaps.priors.embedded import load_embedded
+from particledaps.priors.prior import PriorError
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 

@@ -10,9 +10,9 @@ import torch
 from diffusers import AutoencoderKL
 from tiny_checkpoints import LDM, autoencoder_parts, unconditional_unet, vq_autoencoder, write_scheduler
 
-from priors.checkpoint import load_checkpoint
-from priors.diffusers_folder import LoadOptions, open_folder
-from priors.prior import PriorError
+from particledaps.priors.checkpoint import load_checkpoint
+from particledaps.priors.diffusers_folder import LoadOptions, open_folder
+from particledaps.priors.prior import PriorError
 
 MEAN, STD = [0.1, -0.4, 0.0, 1.5], [1.3, 0.5, 2.0, 1.0]
 

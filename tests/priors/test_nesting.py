@@ -18,9 +18,9 @@ from original_layouts import (
 )
 from safetensors.torch import load_file, save_file
 
-from priors.conversion.nesting import find_weights
-from priors.convert import convert_checkpoint, read_card
-from priors.prior import PriorError
+from particledaps.priors.conversion.convert import convert_checkpoint, read_card
+from particledaps.priors.conversion.nesting import find_weights
+from particledaps.priors.prior import PriorError
 from tools.convert_checkpoint import summary
 
 ADM = random_weights(unet_shapes(ADM_FFHQ), 1)

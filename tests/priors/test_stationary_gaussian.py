@@ -2,9 +2,9 @@ import pytest
 import torch
 from analytic import F64, normal
 
-from diffusion.analytic import GaussianDenoiser
-from priors.prior import PriorError
-from priors.stationary_gaussian import StationaryGaussianDenoiser, build, power_spectrum
+from particledaps.diffusion.analytic import GaussianDenoiser
+from particledaps.priors.prior import PriorError
+from particledaps.priors.stationary_gaussian import StationaryGaussianDenoiser, build, power_spectrum
 
 
 def full_spectrum(side, std, exponent):

@@ -10,11 +10,11 @@ from diffusers import AutoencoderKL, UNet2DConditionModel, UNet2DModel, VQModel
 from safetensors.torch import load_file, save_file
 from tiny_checkpoints import WRITERS, write_text_encoder
 
-from priors.checkpoint import load_checkpoint
-from priors.diffusers_folder import LoadOptions, open_folder
-from priors.prior import PriorError
-from priors.stable_diffusion import embed_prompts
-from priors.weight_files import find_weights
+from particledaps.priors.checkpoint import load_checkpoint
+from particledaps.priors.diffusers_folder import LoadOptions, open_folder
+from particledaps.priors.prior import PriorError
+from particledaps.priors.stable_diffusion import embed_prompts
+from particledaps.priors.weight_files import find_weights
 
 STEM = "diffusion_pytorch_model"
 KINDS = {kind.__name__: kind for kind in (AutoencoderKL, UNet2DConditionModel, UNet2DModel, VQModel)}

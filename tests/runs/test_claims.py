@@ -10,8 +10,8 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from runs import claims
-from runs.claims import Claim, Holder, is_stale, read_holder, take, this_process
+from particledaps.runs import claims
+from particledaps.runs.claims import Claim, Holder, is_stale, read_holder, take, this_process
 
 
 @pytest.fixture

@@ -7,12 +7,12 @@ import torch
 from analytic import prior_of
 from tiny import reconstruct
 
-from operators.operator import Operator
-from runs.checks import SettingsError
-from runs.custom import call_target, check_custom_operator, check_custom_prior
+from particledaps.operators.operator import Operator
+from particledaps.settings.checks import SettingsError
+from particledaps.settings.custom import call_target, check_custom_operator, check_custom_prior
 
 CODE = """
-from operators.operator import Operator
+from particledaps.operators.operator import Operator
 
 class Halves(Operator):
     name, noise_sigma = "halves", 0.1

@@ -7,9 +7,9 @@ import pytest
 import torch
 from tiny import reconstruct
 
-from runs import device as devices
-from runs.checks import Checks, SettingsError
-from runs.device import choose_device, slow_precision
+from particledaps.settings import device as devices
+from particledaps.settings.checks import Checks, SettingsError
+from particledaps.settings.device import choose_device, slow_precision
 
 CPU = torch.device("cpu")
 

@@ -5,11 +5,11 @@ from omegaconf import OmegaConf
 from tiny_checkpoints import checkpoints  # noqa: F401 (fixture)
 
 import posterior_sample  # noqa: F401 (registers the schema)
+from particledaps.settings.checks import SettingsError
+from particledaps.settings.command_line import compose_config
+from particledaps.settings.family import followed_config
+from particledaps.settings.fingerprint import config_sha256
 from plan import follow_family, loop_settings, resolve_chain, validate
-from runs.checks import SettingsError
-from runs.command_line import compose_config
-from runs.config_hash import config_sha256
-from runs.family import followed_config
 
 ANNEALING = {"pixel": (200, 100.0, 0.1), "ldm": (50, 10.0, 0.1), "sd": (50, 10.0, 0.1)}
 INNER = {"pixel": (5, 0.01), "ldm": (2, 0.001), "sd": (2, 0.001)}

@@ -3,9 +3,9 @@ import time
 
 import pytest
 
-from runs.checks import SettingsError
-from runs.files import links_below, remove_abandoned, replacing, write_atomically
-from runs.stored_config import dump_config, read_config
+from particledaps.files import links_below, remove_abandoned, replacing, write_atomically
+from particledaps.settings.checks import SettingsError
+from particledaps.settings.stored_config import dump_config, read_config
 
 
 def test_every_writer_has_a_temporary_file_of_its_own(tmp_path):

@@ -9,13 +9,13 @@ import yaml
 from omegaconf import OmegaConf
 
 import posterior_sample  # noqa: F401 (registers the schema)
+from particledaps.runs.folder import RunFolder
+from particledaps.settings.checks import SettingsError
+from particledaps.settings.command_line import compose_config
+from particledaps.settings.family import followed_config
+from particledaps.settings.fingerprint import changed_keys, config_sha256, identity
+from particledaps.settings.keys import facts
 from plan import RunSettings, follow_family
-from runs.checks import SettingsError
-from runs.command_line import compose_config
-from runs.config_hash import changed_keys, config_sha256, identity
-from runs.family import followed_config
-from runs.keys import facts
-from runs.record import RunFolder
 
 STORED = yaml.safe_load((Path(__file__).parents[1] / "stored" / "config_2b9fc01.yaml").read_text())
 SHA256_2B9FC01 = "e9ef9572363fad8adbecc8c06f7108b84a2fefb500d67c5f70b59ddcec9d5dbf"

@@ -6,11 +6,11 @@ import pytest
 import torch
 from PIL import Image
 
-from runs.checks import DataError
-from runs.image_folder import image_files
-from runs.images import demo_images, load_image, load_images, npz_split, to_tensor, validation_indices
-from runs.measurements import load_measurements
-from runs.settings import DataSettings
+from particledaps.data.image_folder import image_files
+from particledaps.data.image_sets import demo_images, load_image, load_images, npz_split, to_tensor, validation_indices
+from particledaps.data.measurements import load_measurements
+from particledaps.settings.checks import DataError
+from particledaps.settings.schema import DataSettings
 
 WHITE, RED, BLUE = (255, 255, 255), (255, 0, 0), (0, 0, 255)
 

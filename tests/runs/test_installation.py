@@ -4,8 +4,16 @@ from importlib import metadata
 
 import pytest
 
-from runs import installation
-from runs.installation import NOTE, OK, PROBLEM, disk_finding, package_findings, python_finding, requirements
+from particledaps.doctor import installation
+from particledaps.doctor.installation import (
+    NOTE,
+    OK,
+    PROBLEM,
+    disk_finding,
+    package_findings,
+    python_finding,
+    requirements,
+)
 
 Usage = namedtuple("Usage", "total used free")
 

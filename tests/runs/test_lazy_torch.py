@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-BEGIN = "from runs.lazy_torch import LazyModule, load_torch_when_used as begin; begin(); import sys; "
+BEGIN = "from particledaps.settings.lazy_torch import LazyModule, load_torch_when_used as begin; begin(); import sys; "
 
 
 def python(*arguments):
@@ -28,6 +28,8 @@ def test_help_and_refusals_do_without_it(argument):
         "import torch.nn.functional as F, torch; print(F.relu(torch.ones(2)).sum().item())",
         "from torch import nn, ones; print(ones(2).sum().item())",
         "from torch.nn import functional as F; import torch; print(F.relu(torch.ones(2)).sum().item())",
+        "from torch.fft import fft2; import torch; print(fft2(torch.ones(1, 2)).real.sum().item())",
+        "import diffusers.utils, torch; print(torch.ones(2).sum().item())",
     ],
 )
 def test_any_first_use_loads_all_of_it(use):
@@ -48,3 +50,20 @@ def test_without_torch_its_import_says_so():
     code = "import sys, importlib.util; importlib.util.find_spec = lambda name: None\n"
     code += f"{BEGIN}print('torch' in sys.modules)"
     assert python("-c", code).stdout == "False\n"
+
+
+@pytest.mark.parametrize("first", ["torch.nn", "torch.nn.modules.linear", "torch.utils.data", "torch.fft"])
+def test_nothing_of_it_is_loaded_twice(first):
+    code = f"{BEGIN}import {first} as first; from torch.nn import Linear; import torch, gc\n"
+    code += f"assert sys.modules['{first}'] is first and first.__spec__.name == '{first}' and first.__spec__.origin\n"
+    code += "assert torch.nn.Linear is Linear is torch.nn.modules.linear.Linear\n"
+    code += "modules = [c for c in torch.nn.Module.mro()[-1].__subclasses__() if c.__qualname__ == 'Module']\n"
+    code += "print(len([c for c in modules if c.__module__ == 'torch.nn.modules.module']))\n"
+    ended = python("-c", code)
+    assert ended.stdout == "1\n", ended.stderr
+
+
+def test_a_module_can_be_reloaded_afterwards():
+    code = f"{BEGIN}import torch.fft, importlib; before = list(sys.meta_path)\n"
+    code += "import colorsys; importlib.reload(colorsys); print(len(before) == len(sys.meta_path), before[0].__class__.__name__)"
+    assert "LoadedMeanwhile" not in python("-c", code).stdout

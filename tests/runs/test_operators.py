@@ -5,12 +5,13 @@ import pytest
 import torch
 import yaml
 
-from operators.blur_network import BlurNetwork
-from runs.build import build_operator
-from runs.checks import Checks, SettingsError
-from runs.command_line import CONFIG_DIR
-from runs.images import DataError
-from runs.operators import (
+from particledaps.data.image_sets import DataError
+from particledaps.operators.blur_network import BlurNetwork
+from particledaps.settings.build import build_operator
+from particledaps.settings.checks import Checks, SettingsError
+from particledaps.settings.command_line import CONFIG_DIR
+from particledaps.settings.schema import TaskSettings
+from particledaps.settings.tasks import (
     OPERATORS,
     check_options,
     load_blur_network,
@@ -19,7 +20,6 @@ from runs.operators import (
     operators_of_measurements,
     option_types,
 )
-from runs.settings import TaskSettings
 
 SHAPE = (3, 16, 16)
 RANDOM = ("inpainting", "inpainting_rand", "motion_blur")

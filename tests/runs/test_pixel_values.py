@@ -8,10 +8,10 @@ import pytest
 import tifffile
 from PIL import Image, ImageOps
 
-from runs.images import DataError, load_image, load_images
-from runs.pixel_values import deep_planes
-from runs.settings import DataSettings
-from training.data import load_training_images
+from particledaps.data.image_sets import DataError, load_image, load_images
+from particledaps.data.pixel_values import deep_planes
+from particledaps.data.training_views import load_training_images
+from particledaps.settings.schema import DataSettings
 
 SIDE = 16
 RAMP = np.linspace(0, 1, SIDE * SIDE).reshape(SIDE, SIDE)
@@ -324,7 +324,7 @@ def test_a_compression_that_cannot_be_read_in_full_is_refused_with_a_remedy(tmp_
     Image.fromarray(levels(RAMP, 16)).save(tmp_path / "grey.tif", compression="tiff_lzw")
     assert_is(tmp_path / "grey.tif", RAMP, 1e-5)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("runs.pixel_values._tiff_samples", lambda path: 1 / 0)
+        patch.setattr("particledaps.data.pixel_values._tiff_samples", lambda path: 1 / 0)
         path = write_tiff(tmp_path / "a.tif", levels(RGB, 16))
         refused(path, "its samples cannot be read (division by zero)", "without compression")
 

@@ -3,8 +3,15 @@ import pytest
 import torch
 from PIL import Image
 
-from runs.drawing import accepted_moves
-from runs.plots import Snapshot, contact_sheet, measurement_picture, save_png, to_uint8, trajectory_figure
+from particledaps.reports.pictures import (
+    Snapshot,
+    contact_sheet,
+    measurement_picture,
+    save_png,
+    to_uint8,
+    trajectory_figure,
+)
+from particledaps.runs.drawing import accepted_moves
 
 
 def green(path):

@@ -7,14 +7,20 @@ import torch
 from analytic import F64, gaussian_prior, normal, prior_of
 from torch import nn
 
-from diffusion.analytic import GaussianDenoiser
-from diffusion.denoiser import EDMDenoiser, EpsilonDenoiser
-from diffusion.noise import ContinuousVPNoise, DiscreteNoise, alphas_cumprod, linear_betas, scaled_linear_betas
-from priors.autoencoder import IdentityAutoencoder
-from priors.cards import read_cards
-from priors.prior import Prior
-from runs.installation import NOTE, OK, PROBLEM
-from runs.prior_checks import check_prior, denoiser_finding, measure_denoiser, round_trip, schedule_finding
+from particledaps.diffusion.analytic import GaussianDenoiser
+from particledaps.diffusion.denoiser import EDMDenoiser, EpsilonDenoiser
+from particledaps.diffusion.noise import (
+    ContinuousVPNoise,
+    DiscreteNoise,
+    alphas_cumprod,
+    linear_betas,
+    scaled_linear_betas,
+)
+from particledaps.doctor.installation import NOTE, OK, PROBLEM
+from particledaps.doctor.prior import check_prior, denoiser_finding, measure_denoiser, round_trip, schedule_finding
+from particledaps.priors.autoencoder import IdentityAutoencoder
+from particledaps.priors.cards import read_cards
+from particledaps.priors.prior import Prior
 
 CARDS = read_cards()
 VARIANCES = torch.logspace(-5, 0.5, 48, dtype=F64)  # most directions are as smooth as a photograph's

@@ -6,7 +6,7 @@ import re
 import pytest
 from tqdm import tqdm
 
-from runs.progress import RunProgress, hms, step_progress
+from particledaps.runs.progress import RunProgress, hms, step_progress
 
 DETAIL = "sigma 0.5, misfit 70.1 (floor 69.3)"
 

@@ -8,11 +8,11 @@ import torch
 from omegaconf import OmegaConf
 
 import posterior_sample  # noqa: F401 (registers the schema)
-from runs.checks import SettingsError
-from runs.command_line import compose_config
-from runs.metrics_file import build_metrics, std
-from runs.record import RunFolder, finite, write_atomically
-from runs.table import results_table
+from particledaps.reports.run_table import results_table
+from particledaps.reports.write_metrics import build_metrics, std
+from particledaps.runs.folder import RunFolder, finite, write_atomically
+from particledaps.settings.checks import SettingsError
+from particledaps.settings.command_line import compose_config
 
 CONFIG = OmegaConf.to_container(compose_config("config", ["num_samples=3"]), resolve=True)
 PSNR, SSIM, LPIPS = [20.0, 30.0, 10.0], [0.5, 0.9, 0.1], [0.4, 0.6, 0.2]

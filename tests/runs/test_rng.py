@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from operators.phase_retrieval import PhaseRetrieval
-from runs.rng import ParticleStreams, measurement_generator, stream, stream_seed
+from particledaps.operators.phase_retrieval import PhaseRetrieval
+from particledaps.streams import ParticleStreams, measurement_generator, stream, stream_seed
 
 LIKE = torch.zeros(4, 3, 2, 2)
 KEY = (42, 0, 3, "mcmc", 7)

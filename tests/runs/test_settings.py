@@ -5,11 +5,11 @@ import pytest
 from omegaconf import OmegaConf
 
 import posterior_sample  # noqa: F401 (registers the schema)
+from particledaps.settings.checks import SettingsError
+from particledaps.settings.command_line import compose_config
+from particledaps.settings.fingerprint import config_sha256
+from particledaps.settings.schema import ChainConfig
 from plan import resolve_chain, validate
-from runs.checks import SettingsError
-from runs.command_line import compose_config
-from runs.config_hash import config_sha256
-from runs.settings import ChainConfig
 
 IGNORED = {
     "name",

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from runs import start_up
-from runs.start_up import WAITING, Terminated, begin, exit_stopped, let_waiting_threads_sleep, ready
+from particledaps.settings import start_up
+from particledaps.settings.start_up import WAITING, Terminated, begin, exit_stopped, let_waiting_threads_sleep, ready
 
 ROOT = Path(__file__).resolve().parents[2]
 WAITS = """
 import sys
 sys.path.insert(0, sys.argv[1])
 if sys.argv[2] == "sleep":
-    from runs.start_up import let_waiting_threads_sleep
+    from particledaps.settings.start_up import let_waiting_threads_sleep
     let_waiting_threads_sleep()
 import time, torch
 torch.set_num_threads(2)

@@ -3,10 +3,10 @@
 import torch
 from sampler_support import LEVELS, SIGMA_MAX, SIGMA_MIN, loop, measurement, problem, settings
 
-from diffusion.paths import edm_path
+from particledaps.paths.schedules import edm_path
+from particledaps.runs.watchers import TrajectoryHook
+from particledaps.streams import ParticleStreams
 from restarts import Restarts, Settings
-from runs.console import TrajectoryHook
-from runs.rng import ParticleStreams
 from sampler import Info
 
 PATH = edm_path(LEVELS, SIGMA_MAX, SIGMA_MIN)

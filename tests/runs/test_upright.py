@@ -8,8 +8,8 @@ import pytest
 import tifffile
 from PIL import Image, ImageOps
 
-from runs.images import load_image
-from runs.upright import read_orientation, upright
+from particledaps.data.image_sets import load_image
+from particledaps.data.upright import read_orientation, upright
 
 SIDE = 16
 NAN, MINUS_BY_ZERO = struct.pack("<d", float("nan")), struct.pack("<ii", -1, 0)

@@ -5,16 +5,16 @@ import os
 import pytest
 import torch
 
-from evaluation import lpips
-from evaluation.metrics import lpips_files
-from priors import cards, dino
-from priors.cards import Card
-from priors.prior import PriorError
-from runs import weight_checks
-from runs.checks import SettingsError
-from runs.installation import NOTE, OK, PROBLEM
-from runs.operators import load_blur_network
-from runs.weight_checks import card_findings, dino_finding, lpips_finding
+from particledaps.doctor import weights as weight_checks
+from particledaps.doctor.installation import NOTE, OK, PROBLEM
+from particledaps.doctor.weights import card_findings, dino_finding, lpips_finding
+from particledaps.evaluation import lpips
+from particledaps.evaluation.metrics import lpips_files
+from particledaps.priors import cards, dino
+from particledaps.priors.cards import Card
+from particledaps.priors.prior import PriorError
+from particledaps.settings.checks import SettingsError
+from particledaps.settings.tasks import load_blur_network
 
 SUM = hashlib.sha256(b"weights").hexdigest()
 

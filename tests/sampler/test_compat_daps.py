@@ -12,11 +12,11 @@ from omegaconf import OmegaConf
 from tiny_checkpoints import write_card, write_ldm_ffhq
 
 import posterior_sample  # noqa: F401 (registers the schema)
-from operators.phase_retrieval import PhaseRetrieval
+from particledaps.operators.phase_retrieval import PhaseRetrieval
+from particledaps.settings.build import build_prior
+from particledaps.settings.command_line import compose_config
+from particledaps.streams import ParticleStreams
 from plan import loop_settings
-from runs.build import build_prior
-from runs.command_line import compose_config
-from runs.rng import ParticleStreams
 from sampler import Info, LatentDAPS
 
 LEVELS, STEPS, IDS = 50, 5, [0, 3]

@@ -26,9 +26,9 @@ from sampler_support import (
     tensor_fields,
 )
 
-from diffusion.mcmc import ChainSettings
-from diffusion.paths import edm_path
-from runs.rng import ParticleStreams
+from particledaps.diffusion.mcmc import ChainSettings
+from particledaps.paths.schedules import edm_path
+from particledaps.streams import ParticleStreams
 from sampler import Hook, Info, LatentDAPS
 
 # --- Hooks -----------------------------------------------------------------------------------------------------------

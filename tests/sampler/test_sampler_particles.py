@@ -6,9 +6,9 @@ import torch
 from analytic import gaussian_prior, normal
 from sampler_support import assert_same, each_kernel, full_state, measurement, problem, run, settings, tensor_fields
 
-from diffusion.mcmc import ChainSettings
-from operators.phase_retrieval import PhaseRetrieval
-from runs.rng import ParticleStreams
+from particledaps.diffusion.mcmc import ChainSettings
+from particledaps.operators.phase_retrieval import PhaseRetrieval
+from particledaps.streams import ParticleStreams
 from sampler import Hook, LatentDAPS
 
 # --- Particles -------------------------------------------------------------------------------------------------------

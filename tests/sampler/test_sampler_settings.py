@@ -24,10 +24,10 @@ from sampler_support import (
 )
 
 import sampler
-from data_term import DataTerm
-from diffusion.mcmc import ChainSettings
-from diffusion.paths import edm_path
-from runs.rng import ParticleStreams
+from particledaps.diffusion.mcmc import ChainSettings
+from particledaps.particles.data_term import DataTerm
+from particledaps.paths.schedules import edm_path
+from particledaps.streams import ParticleStreams
 from sampler import LatentDAPS
 
 

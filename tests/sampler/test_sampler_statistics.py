@@ -22,10 +22,10 @@ from sampler_support import (
 )
 
 import sampler
-from diffusion.analytic import GaussianMixtureDenoiser
-from diffusion.mcmc import ChainSettings
-from diffusion.paths import edm_path
-from runs.rng import ParticleStreams
+from particledaps.diffusion.analytic import GaussianMixtureDenoiser
+from particledaps.diffusion.mcmc import ChainSettings
+from particledaps.paths.schedules import edm_path
+from particledaps.streams import ParticleStreams
 from sampler import LatentDAPS, SamplerSettings
 
 # --- The default sampler against its own closed-form recursion -------------------------------------------------------

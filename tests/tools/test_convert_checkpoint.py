@@ -7,7 +7,7 @@ import pytest
 import torch
 from original_layouts import ARCHITECTURES, checkpoints
 
-from priors.cards import read_cards
+from particledaps.priors.cards import read_cards
 from tools.convert_checkpoint import main, pairs
 
 ROOT = Path(__file__).resolve().parent.parent.parent

@@ -9,8 +9,8 @@ import torch
 from tiny import captured, no_lpips, tiny_prior  # noqa: F401 (fixtures)
 from tiny_checkpoints import checkpoints  # noqa: F401 (fixture)
 
-from priors.convert import convert_checkpoint
-from runs import installation
+from particledaps.doctor import installation
+from particledaps.priors.conversion.convert import convert_checkpoint
 from tools import doctor
 
 
@@ -22,7 +22,9 @@ def examine(*arguments):
 def no_weights(monkeypatch, tmp_path):
     """No downloaded file, so that a developer's own change nothing."""
     monkeypatch.setenv("PARTICLEDAPS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("runs.weight_checks.dino_finding", lambda *asked: installation.Finding("note", "no dino"))
+    monkeypatch.setattr(
+        "particledaps.doctor.weights.dino_finding", lambda *asked: installation.Finding("note", "no dino")
+    )
 
 
 def test_the_embedded_prior_works():
@@ -95,7 +97,7 @@ def test_a_checkpoint_that_is_not_here_is_a_problem_with_its_command():
 
 
 def test_a_prior_that_raises_is_a_problem(tiny_prior, monkeypatch):  # noqa: F811
-    monkeypatch.setattr("runs.prior_checks.demo_images", lambda *shape: 1 / 0)
+    monkeypatch.setattr("particledaps.doctor.prior.demo_images", lambda *shape: 1 / 0)
     outcome = examine("model=embedded", f"model.path={tiny_prior}")
     assert outcome.status == 1 and "fails at work: ZeroDivisionError" in outcome.out
 

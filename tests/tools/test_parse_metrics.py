@@ -8,10 +8,10 @@ import metrics_schema
 import pytest
 from hand_made_results import DIVERGED, TWO, csv_rows, hand_made
 
-from reports import read_metrics
-from reports.results import ResultsError
-from reports.tables import Column, Estimate, Table, cell_text, terminal
-from runs import metrics_file
+from particledaps.reports import read_metrics
+from particledaps.reports import write_metrics as metrics_file
+from particledaps.reports.results import ResultsError
+from particledaps.reports.tables import Column, Estimate, Table, cell_text, terminal
 
 
 @pytest.mark.parametrize("metrics", [TWO, DIVERGED, hand_made({0: [1.0, 2.0]}, truth=False)], ids=len)

@@ -1,7 +1,7 @@
 import pytest
 from tiny import RESOLUTION, image_folder, no_lpips, tiny_prior, write_images  # noqa: F401 (fixtures)
 
-from training.data import load_training_images
+from particledaps.data.training_views import load_training_images
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 from tiny import RESOLUTION, write_images
 
-from runs.images import DataError, validation_indices
-from training.data import TrainingImages, load_training_images, step_generator
+from particledaps.data.image_sets import DataError, validation_indices
+from particledaps.data.training_views import TrainingImages, load_training_images, step_generator
 
 
 def test_batch_depends_on_seed_and_step_only(data):

@@ -11,19 +11,19 @@ import torch
 from tiny import DENOISER, RESOLUTION, command, reconstruct, write_images
 from training_support import FEW_STEPS, TINY, autoencoder_of, curve, train_stage
 
-from operators.phase_retrieval import PhaseRetrieval
-from priors.embedded import load_embedded, read_config, save_embedded
-from priors.prior import PriorError
-from runs.checks import DataError
-from training.export import export_prior, misfit_excess
-from training.latent_diffusion import build
-from training.loop import DivergedError, TrainingLoop
+from particledaps.operators.phase_retrieval import PhaseRetrieval
+from particledaps.priors.embedded import load_embedded, read_config, save_embedded
+from particledaps.priors.prior import PriorError
+from particledaps.settings.checks import DataError
+from particledaps.training.denoiser import build
+from particledaps.training.export import export_prior, misfit_excess
+from particledaps.training.loop import DivergedError, TrainingLoop
 
 
 @pytest.fixture(autouse=True)
 def no_plots(monkeypatch):
     for stage in ("autoencoder", "latent_diffusion"):
-        monkeypatch.setattr(f"training.{stage}.plot_curve", lambda folder: None)
+        monkeypatch.setattr(f"particledaps.training.{stage}.plot_curve", lambda folder: None)
 
 
 def diverging(monkeypatch, at):

@@ -6,17 +6,17 @@ import torch
 from tiny import AUTOENCODER
 from training_support import CPU, FEW_STEPS, curve, train_stage
 
-from runs.images import DataError
-from training.autoencoder import train_autoencoder
-from training.data import TrainingImages
-from training.loop import TrainingLoop
+from particledaps.data.image_sets import DataError
+from particledaps.data.training_views import TrainingImages
+from particledaps.training.autoencoder import train_autoencoder
+from particledaps.training.loop import TrainingLoop
 
 
 @pytest.fixture
 def no_plots(monkeypatch):
     """Curves are written, not drawn: drawing takes longer than these trainings."""
     for stage in ("autoencoder", "latent_diffusion"):
-        monkeypatch.setattr(f"training.{stage}.plot_curve", lambda folder: None)
+        monkeypatch.setattr(f"particledaps.training.{stage}.plot_curve", lambda folder: None)
 
 
 @pytest.mark.parametrize("bfloat16", [False, True], ids=["float32", "bfloat16"])

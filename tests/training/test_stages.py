@@ -2,10 +2,10 @@ import pytest
 import torch
 from training_support import CPU, autoencoder_of
 
+from particledaps.data.training_views import step_generator
+from particledaps.training.autoencoder import mean_psnr_db, reconstruction_loss
+from particledaps.training.denoiser import denoising_errors, edm_loss, latent_bank
 from train_prior import standardised
-from training.autoencoder import mean_psnr_db, reconstruction_loss
-from training.data import step_generator
-from training.latent_diffusion import denoising_errors, edm_loss, latent_bank
 
 
 def test_latents_are_standardised_over_training_views(data):

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from tiny import command, reconstruct, write_images
 from training_support import TINY
 
-from priors.embedded import load_embedded, read_config
-from training.loop import TrainingLoop
+from particledaps.priors.embedded import load_embedded, read_config
+from particledaps.training.loop import TrainingLoop
 
 ROOT = Path(__file__).resolve().parents[2]
 

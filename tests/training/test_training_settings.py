@@ -5,8 +5,8 @@ from dataclasses import fields, is_dataclass
 
 import pytest
 
-from runs.checks import SettingsError
-from training.settings import TrainingSettings, validate
+from particledaps.settings.checks import SettingsError
+from particledaps.training.settings import TrainingSettings, validate
 
 ABSURD = {
     int: [-1, 0, 10**12, 10**400],

@@ -1,0 +1,189 @@
+"""Parts of the typed configuration of a run.
+
+With :class:`plan.RunSettings` the dataclasses are the single source of names, types and defaults; the files in
+``configs/`` only override them, and :mod:`settings.validation` checks them. A new key needs a neutral value
+(:mod:`settings.keys`), so that stored runs go on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from particledaps.settings.keys import facts
+
+FOLDER_KINDS = ("ldm", "adm", "diffusers")
+
+
+@dataclass
+class DataSettings:
+    """Images to reconstruct.
+
+    Attributes:
+        kind: ``demo`` (a photograph and synthetic cats; above 128 px photographs alone), ``folder`` or ``npz``.
+        dir: folder of images, for ``folder``.
+        path: the file, for ``npz``.
+        split: ``test``, ``validation`` or ``train`` of an ``npz``.
+        start_id: first image id.
+        end_id: one past the last image id; null means all.
+        measurement: ``.npz`` with ``y`` ``(N, ...)`` (and ``image_ids``) to reconstruct instead of simulating.
+        bit_depth: of pictures with more than 8 bits, where their files do not tell: 12 for 12 bits stored in 16.
+    """
+
+    kind: str = "demo"
+    dir: str | None = None
+    path: str | None = None
+    split: str = "test"
+    start_id: int = field(default=0, metadata=facts(identity=False))
+    end_id: int | None = field(default=None, metadata=facts(identity=False))
+    measurement: str | None = None
+    bit_depth: int | None = field(default=None, metadata=facts(neutral=None))
+
+
+@dataclass
+class ModelSettings:
+    """The prior.
+
+    Attributes:
+        kind: ``embedded`` (a folder written by ``train_prior.py``), ``ldm`` or ``adm`` (a latent or a pixel network
+            converted by ``tools/convert_checkpoint.py``), ``diffusers`` (any diffusers folder) or ``custom``.
+        path: folder of the prior; relative paths start at the checkout. For ``diffusers`` also a hub id in the cache.
+        target: for ``custom``: ``package.module:factory``, called with ``device``, ``compat`` and ``options``.
+        options: handed to the factory.
+        family: which entries of ``sampler.families`` and ``task.mcmc`` fit; null: seen from a ``diffusers`` folder.
+        class_id: class of a class-conditional network; null: its null class (1000 for the ImageNet LDM).
+        prompt: text for Stable Diffusion and its kin.
+        guidance_scale: weight of classifier-free guidance; 1: off.
+        latent_scale: factor of the latents; null: what the folder says (1 for VQ-f4).
+        image_size: show a latent prior at this side (bilinear); null: its own.
+    """
+
+    kind: str = "embedded"
+    path: str | None = None
+    target: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    family: str | None = "cats64"
+    class_id: int | None = field(default=None, metadata=facts(neutral=None))
+    prompt: str = field(default="", metadata=facts(neutral=""))
+    guidance_scale: float = field(default=1.0, metadata=facts(neutral=1.0))
+    latent_scale: float | None = field(default=None, metadata=facts(neutral=None))
+    image_size: int | None = field(default=None, metadata=facts(neutral=None))
+
+
+@dataclass
+class ChainConfig:
+    """MCMC values; see :class:`diffusion.mcmc.ChainSettings` and :class:`sampler.SamplerSettings`.
+
+    A null takes the value of ``task.mcmc.<model.family>``.
+    """
+
+    kernel: str | None = None
+    num_steps: int | None = None
+    step_size: float | None = None
+    step_size_min_ratio: float | None = None
+    momentum: float | None = None
+    tau: float | None = None
+    prior: str = "gaussian"
+    prior_sigma: float = 0.01
+    curvature_limit: float | None = None
+
+
+@dataclass
+class TaskSettings:
+    """The measurement.
+
+    Attributes:
+        kind: ``phase_retrieval``, ``down_sampling``, ``inpainting``, ``inpainting_rand``, ``gaussian_blur``,
+            ``motion_blur``, ``nonlinear_blur``, ``hdr`` or ``custom``.
+        target: for ``custom``: ``package.module:factory``, called with ``options``, returns an Operator.
+        options: handed to the factory; for the other kinds the parameters of the operator (:mod:`settings.tasks`).
+        oversample: padding of phase retrieval in eighths of the side.
+        noise_sigma: standard deviation of the measurement noise; of phase retrieval that of the amplitudes.
+        measurement: what a given phase-retrieval file holds: ``amplitude``, or ``intensity`` (squared amplitudes).
+        origin: where its frequency 0 is: ``centre``, or ``corner`` (the order of ``fft2``).
+        mcmc: MCMC values per prior family.
+    """
+
+    kind: str = "phase_retrieval"
+    target: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    oversample: float = 2.0
+    noise_sigma: float = 0.05
+    measurement: str = field(default="amplitude", metadata=facts(neutral="amplitude"))
+    origin: str = field(default="centre", metadata=facts(neutral="centre"))
+    mcmc: dict[str, ChainConfig] = field(default_factory=dict, metadata=facts(always=("pixel", "ldm", "cats64")))
+
+
+@dataclass
+class AnnealingSettings:
+    """The outer sigma path: ``num_steps`` levels from ``sigma_max``, the last node is 0.
+
+    A null takes the value of ``sampler.families.<model.family>``.
+    """
+
+    schedule: str | None = "edm"
+    num_steps: int | None = 50
+    sigma_max: float | None = 10.0
+    sigma_min: float | None = 0.1
+
+
+@dataclass
+class OdeSettings:
+    """The inner ODE: ``num_steps`` intervals from the level's sigma to 0 (``sigma_min`` with ``compat.inner_end``).
+
+    A null takes the value of ``sampler.families.<model.family>``.
+    """
+
+    schedule: str | None = "edm"
+    num_steps: int | None = 2
+    sigma_min: float | None = 0.001
+    solver: str | None = "euler"
+
+
+@dataclass
+class FamilySampler:
+    """The annealing loop that fits one family of priors; its MCMC values go before those of the task."""
+
+    annealing: AnnealingSettings = field(default_factory=AnnealingSettings)
+    ode: OdeSettings = field(default_factory=OdeSettings)
+    mcmc: ChainConfig = field(default_factory=ChainConfig)
+
+
+@dataclass
+class SamplerConfig(FamilySampler):
+    """The annealing loop.
+
+    Attributes:
+        families: values per family of priors, for what is null here; empty once they are filled in.
+    """
+
+    families: dict[str, FamilySampler] = field(default_factory=dict, metadata=facts(neutral={}))
+
+
+@dataclass
+class CompatSettings:
+    """Switches between the correct mathematics (defaults) and the official DAPS code (``compat=daps``).
+
+    Attributes:
+        timestep_map: ``native`` (the checkpoint's own betas) or ``vp`` (DAPS: the pixel schedule for every network).
+        ema: use averaged weights where a checkpoint has them.
+        likelihood_half: data term ``L / (2 tau^2)``; false: ``L / tau^2``.
+        gradient_clamp: elementwise clamp of the latent gradient of the loss; null: none.
+        quantize_in_decode: quantise latents of VQ priors inside decode.
+        inner_end: the inner ODE ends at ``zero`` or ``sigma_min``.
+        ratio_counts_end: step-size schedule over ``K + 1`` instead of ``K - 1``.
+    """
+
+    timestep_map: str = "native"
+    ema: bool = True
+    likelihood_half: bool = True
+    gradient_clamp: float | None = None
+    quantize_in_decode: bool = False
+    inner_end: str = "zero"
+    ratio_counts_end: bool = False
+
+
+def operator_arguments(task: TaskSettings) -> dict[str, float]:
+    """Arguments of the operator that have keys of their own beside ``task.options``."""
+    padding = {"oversample": task.oversample} if task.kind == "phase_retrieval" else {}
+    return {**padding, "noise_sigma": task.noise_sigma}

@@ -1,0 +1,139 @@
+"""One start of ``posterior_sample.py``: load what is needed, look at what is there, do what is left."""
+
+from __future__ import annotations
+
+import torch
+
+from particledaps.evaluation.lpips import LpipsError, read_lpips
+from particledaps.evaluation.metrics import Evaluator
+from particledaps.operators.operator import Operator
+from particledaps.priors.fingerprint import prior_sha256
+from particledaps.runs.calls import Calls, count_calls
+from particledaps.runs.finished import Missing, report
+from particledaps.runs.folder import RunFolder
+from particledaps.runs.pending import Pending
+from particledaps.runs.problems import Inputs, noise_warning
+from particledaps.runs.progress import RunProgress
+from particledaps.runs.reconstruct import Asked, Reconstructor, skipped_record
+from particledaps.runs.resume import SumsOf, check_weights, folder_ids, is_finished, other_environment, set_stale_aside
+from particledaps.settings.build import build_operator, build_prior
+from particledaps.settings.checks import DataError
+from particledaps.settings.custom import check_custom_prior
+from particledaps.settings.device import choose_device, slow_precision
+from particledaps.settings.environment import environment, keep_threads
+from particledaps.settings.family import followed_config
+from particledaps.settings.names import shown
+from particledaps.settings.statuses import StoppedError
+from plan import RunSettings, build_plan, follow_family, loop_settings, validate
+
+
+def sample(settings: RunSettings, config: dict) -> Missing:
+    """Run every image that is not finished yet, and print the table.
+
+    Returns:
+        State and error of each image of this run without an answer.
+
+    Raises:
+        SettingsError, DataError, PriorError: before any result is written.
+        OSError: the results cannot be written (any more); what is finished stays.
+        StoppedError: the device has no memory for the prior, or answers no more.
+    """
+    validate(settings)
+    settings = follow_family(settings)
+    config = followed_config(config, settings.model, settings.sampler)
+    device = choose_device(settings.device, settings.gpu, settings.use_tpu)
+    say(slow_precision(settings.precision, device))
+    folder = RunFolder(settings.save_dir, settings.name, config)
+    ids = folder_ids(settings.data, folder)
+    say(keep_threads([r.get("environment") or {} for r in folder.summaries()]))
+    operator = build_operator(settings.task)
+    try:
+        reconstructor = prepare(settings, operator, folder, device)
+    except torch.OutOfMemoryError as error:
+        raise StoppedError(
+            f"out of memory while the prior was loaded ({' '.join(str(error).split())[:160]}): use precision=bfloat16 "
+            "or float16, or a device with more memory (gpu=N)"
+        ) from error
+    inputs = Inputs(settings.data, settings.task, settings.seed, reconstructor.method.prior, operator, ids)
+    asked = inputs.find(settings.on_error)
+    folder.open()
+    if ids is not None:
+        folder.keep_files(ids)
+    say(*what_is_there(folder, asked, inputs.sums_now, device))
+    try:
+        with RunProgress(len(asked)) as reconstructor.progress:
+            for pending in asked:
+                work_on(pending, folder, reconstructor)
+    finally:  # after Ctrl-C too: the file covers every record, and no image is claimed any more
+        folder.give_back_claims()
+        folder.save_metrics()
+    return report(folder, asked)
+
+
+def prepare(settings: RunSettings, operator: Operator, folder: RunFolder, device: torch.device) -> Reconstructor:
+    """Prior, sampler, hooks and metrics of a run."""
+    loaded = build_prior(settings.model, settings.compat, settings.precision, settings.decode_batch, device)
+    calls = Calls()
+    particles = settings.particle_ids or list(range(settings.num_samples))
+    if settings.model.kind == "custom":
+        check_custom_prior(loaded, settings.model.target, len(particles), device)
+    weights = prior_sha256(loaded)
+    check_weights(folder, weights, settings.model.path)
+    prior = count_calls(loaded, calls)
+    lpips = None
+    try:
+        lpips = read_lpips(device)
+    except LpipsError as error:
+        print(f"LPIPS is left out: {error}")
+    return Reconstructor(
+        build_plan(settings, prior, operator, loop_settings(settings, loaded.is_pixel), device),
+        Evaluator(operator.symmetries(), lpips, operator.channel_symmetries),
+        folder,
+        Asked(settings.seed, particles, device, weights, settings.selection_rule, settings.save_trajectory),
+        calls,
+    )
+
+
+def say(*lines: str | None) -> None:
+    """Print what there is to say."""
+    for line in filter(None, lines):
+        print(line)
+
+
+def what_is_there(folder: RunFolder, asked: list[Pending], sums: SumsOf, device: torch.device) -> list[str]:
+    """What of an earlier start counts, and what does not."""
+    lines = [f"{path} cannot be read and counts as not there" for path in folder.damaged()]
+    lines += set_stale_aside(folder, asked, sums)
+    goes_on = any(not is_finished(folder.summary(p.image_id), p) for p in asked)
+    if goes_on and (other := other_environment(folder.summaries(), environment(device))):
+        lines.append(
+            f"this run was begun in another environment ({'; '.join(other)}): numbers may differ in their rounding"
+        )
+    return lines
+
+
+def work_on(pending: Pending, folder: RunFolder, reconstructor: Reconstructor) -> None:
+    """Reconstruct one image, unless it is finished, cannot be read, or another process works on it."""
+    if is_finished(folder.summary(pending.image_id), pending):
+        leave(pending, "finished before, skipped", reconstructor)
+        return
+    with folder.claim(pending.image_id) as mine:
+        if mine is not True:
+            leave(pending, f"left to {mine or 'another process'}, which works on it", reconstructor)
+        elif is_finished(folder.summary(pending.image_id), pending):
+            leave(pending, "finished by another process, skipped", reconstructor)
+        else:
+            try:
+                problem = pending.load()
+            except DataError as error:
+                leave(pending, f"left out: {shown(str(error))}", reconstructor)
+                folder.save(skipped_record(pending, str(error)))
+                return
+            say(noise_warning(problem))
+            reconstructor.run(problem)
+
+
+def leave(pending: Pending, why: str, reconstructor: Reconstructor) -> None:
+    """Say why an image needs no work here."""
+    say(f"{pending.title}: {why}")
+    reconstructor.progress.skip()
