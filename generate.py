@@ -21,8 +21,8 @@ from pathlib import Path  # noqa: E402
 import hydra  # noqa: E402
 from omegaconf import DictConfig, OmegaConf  # noqa: E402
 
+from particledaps.checks import Checks, DataError, SettingsError  # noqa: E402
 from particledaps.priors.errors import PriorError  # noqa: E402
-from particledaps.settings.checks import Checks, DataError, SettingsError  # noqa: E402
 from particledaps.settings.command_line import CONFIG_DIR, fail, member, register, run  # noqa: E402
 from particledaps.settings.schema import CompatSettings, ModelSettings  # noqa: E402
 from particledaps.settings.statuses import DISK, FAILED, StoppedError, disk_fault  # noqa: E402

@@ -19,6 +19,7 @@ import resample_opt
 import resampling
 import restarts
 import symmetry
+from particledaps.checks import Checks, SettingsError
 from particledaps.evaluation.selection import RULES
 from particledaps.particles import own_hooks, starts
 from particledaps.particles.hook_setup import Setup
@@ -26,8 +27,8 @@ from particledaps.particles.starts import WarmStart, build_start
 from particledaps.particles.state import NUM_TIMESTEPS, Hook, Info, Start
 from particledaps.runs.clock import PhaseClock, PhaseHook
 from particledaps.settings import validation
-from particledaps.settings.checks import Checks, SettingsError
 from particledaps.settings.family import fill_chain, fill_sampler
+from particledaps.settings.fingerprint import of_runs
 from particledaps.settings.hook_keys import Asked, cut, flat_class
 from particledaps.settings.keys import facts
 from particledaps.settings.schema import (
@@ -52,6 +53,7 @@ HookKeys = flat_class("HookKeys", {prefix: module.Settings for prefix, module in
 """The user's keys of all hooks and of the start, at the top level of the configuration."""
 
 
+@of_runs
 @dataclass
 class RunSettings(HookKeys):
     """Everything that ``posterior_sample.py`` can be told.

@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from particledaps.checks import SettingsError
 from particledaps.diffusion.levels import per_particle
 from particledaps.diffusion.score import score
 from particledaps.particles.feature_spaces import FeatureSpace, Force, build_feature_space
 from particledaps.particles.state import NUM_TIMESTEPS, Hook, Info, State
 from particledaps.paths.schedules import first_level_at_most
-from particledaps.settings.checks import SettingsError
 from particledaps.settings.hook_keys import Asked, key
 
 if TYPE_CHECKING:

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from particledaps.checks import SettingsError
 from particledaps.diffusion.levels import per_particle
 from particledaps.particles.data_term import Expected, expected_loss
 from particledaps.particles.descent import DescentSettings, Outcome, ParticleObjective, optimise
 from particledaps.particles.state import Hook, Info, State
-from particledaps.settings.checks import SettingsError
 from particledaps.settings.hook_keys import Asked, key
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from particledaps.checks import SettingsError
 from particledaps.particles.state import Hook, Info, State
-from particledaps.settings.checks import SettingsError
 from particledaps.settings.hook_keys import Asked, key
 from particledaps.streams import SHARED
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from particledaps.checks import DataError
 from particledaps.evaluation.lpips import LpipsError, read_lpips
 from particledaps.evaluation.metrics import Evaluator
+from particledaps.names import shown
 from particledaps.operators.operator import Operator
 from particledaps.priors.fingerprint import prior_sha256
 from particledaps.runs.calls import Calls, count_calls
@@ -17,12 +19,10 @@ from particledaps.runs.progress import RunProgress
 from particledaps.runs.reconstruct import Asked, Reconstructor, skipped_record
 from particledaps.runs.resume import SumsOf, check_weights, folder_ids, is_finished, other_environment, set_stale_aside
 from particledaps.settings.build import build_operator, build_prior
-from particledaps.settings.checks import DataError
 from particledaps.settings.custom import check_custom_prior
 from particledaps.settings.device import choose_device, slow_precision
 from particledaps.settings.environment import environment, keep_threads
 from particledaps.settings.family import followed_config
-from particledaps.settings.names import shown
 from particledaps.settings.statuses import StoppedError
 from plan import RunSettings, build_plan, follow_family, loop_settings, validate
 

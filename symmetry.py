@@ -23,13 +23,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from particledaps.checks import Checks, SettingsError
 from particledaps.diffusion.levels import per_particle
 from particledaps.diffusion.score import denoising_loss
 from particledaps.operators import symmetry_moves
 from particledaps.operators.phase_retrieval import rotate_180
 from particledaps.particles.hook_setup import Setup, need_flip
 from particledaps.particles.state import Hook, Info, State
-from particledaps.settings.checks import Checks, SettingsError
 from particledaps.settings.hook_keys import Asked, key
 
 if TYPE_CHECKING:

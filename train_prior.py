@@ -21,12 +21,12 @@ import hydra
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from particledaps.checks import DataError, SettingsError
 from particledaps.data.training_views import TrainingImages, load_training_images, step_generator
 from particledaps.priors.autoencoder import KLAutoencoder
 from particledaps.priors.embedded import read_config
 from particledaps.priors.errors import PriorError
 from particledaps.runs.draw import draw_samples
-from particledaps.settings.checks import DataError, SettingsError
 from particledaps.settings.command_line import CONFIG_DIR, exit_stopped, fail, member, register, run
 from particledaps.settings.start_up import ready
 from particledaps.settings.statuses import DISK, FAILED, disk_fault

@@ -2,9 +2,9 @@
 
     python benchmarks/bench_busy.py [--rounds 3] [--threads 2] [--steps 30] [--model assets/cats64]
 
-With waiting threads that soon sleep (what ``posterior_sample.py`` chooses, ``particledaps/settings/start_up.py``) and with OpenMP's own
-choice, that they spin. The two take turns, each in a process of its own that samples alone first and then beside its
-neighbours; the median of the rounds counts. A fair share beside one neighbour a core is 2.
+With waiting threads that soon sleep (what ``posterior_sample.py`` chooses, ``particledaps/settings/start_up.py``) and
+with OpenMP's own choice, that they spin. The two take turns, each in a process of its own that samples alone first and
+then beside its neighbours; the median of the rounds counts. A fair share beside one neighbour a core is 2.
 """
 
 from __future__ import annotations

@@ -28,9 +28,10 @@ from omegaconf import OmegaConf  # noqa: E402
 import posterior_sample  # noqa: E402, F401 (registers the schema)
 from benchmarks.bench_sampler import labelled, labelled_share  # noqa: E402
 from particledaps.priors.prior import Prior  # noqa: E402
-from particledaps.runs.clock import PhaseClock, synchronise  # noqa: E402
+from particledaps.runs.clock import PhaseClock  # noqa: E402
 from particledaps.settings.build import build_operator, build_prior  # noqa: E402
 from particledaps.settings.command_line import compose_config  # noqa: E402
+from particledaps.settings.device import synchronise  # noqa: E402
 from particledaps.streams import ParticleStreams, measurement_generator  # noqa: E402
 from plan import (  # noqa: E402
     RunSettings,

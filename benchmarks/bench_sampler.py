@@ -38,7 +38,7 @@ from particledaps.operators.phase_retrieval import PhaseRetrieval  # noqa: E402
 from particledaps.paths.schedules import edm_path  # noqa: E402
 from particledaps.priors.embedded import load_embedded  # noqa: E402
 from particledaps.priors.prior import Prior, Pullback, in_bfloat16  # noqa: E402
-from particledaps.runs.clock import synchronise  # noqa: E402
+from particledaps.settings.device import synchronise  # noqa: E402
 from particledaps.streams import ParticleStreams, measurement_generator  # noqa: E402
 from sampler import LatentDAPS, SamplerSettings  # noqa: E402
 

@@ -87,7 +87,7 @@ def read_settings(overrides: list[str]) -> RunSettings:
     """
     from omegaconf import OmegaConf
 
-    from particledaps.settings.checks import SettingsError
+    from particledaps.checks import SettingsError
     from particledaps.settings.command_line import check_overrides, compose_config, fail, register
     from plan import RunSettings, validate
 
@@ -107,7 +107,7 @@ def device_findings(settings: RunSettings) -> Iterable[Finding]:
     """The device that a run would take, its memory, and whether it computes in bfloat16."""
     import torch
 
-    from particledaps.settings.checks import SettingsError
+    from particledaps.checks import SettingsError
     from particledaps.settings.device import choose_device
 
     try:
@@ -131,11 +131,11 @@ def device_findings(settings: RunSettings) -> Iterable[Finding]:
 
 def prior_findings(settings: RunSettings, model: str) -> Iterable[Finding]:
     """Load the prior and put it to work."""
+    from particledaps.checks import SettingsError
     from particledaps.doctor.prior import check_prior
     from particledaps.priors.cards import card_of_model
     from particledaps.priors.errors import PriorError
     from particledaps.settings.build import build_prior
-    from particledaps.settings.checks import SettingsError
     from particledaps.settings.device import choose_device
 
     card = card_of_model(model)

@@ -19,10 +19,10 @@ if __name__ == "__main__":  # before torch is loaded
 
     let_waiting_threads_sleep()
 
+from particledaps.checks import DataError
 from particledaps.data.image_sets import npz_split, to_tensor
 from particledaps.priors.embedded import CONFIG, load_embedded, read_config
 from particledaps.priors.errors import PriorError
-from particledaps.settings.checks import DataError
 from particledaps.training.export import prior_figures
 
 

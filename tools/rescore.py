@@ -21,6 +21,7 @@ if __name__ == "__main__":  # before torch is loaded
 
     let_waiting_threads_sleep()
 
+from particledaps.checks import DataError, SettingsError
 from particledaps.data.npz import Archive
 from particledaps.evaluation.lpips import LpipsError, read_lpips
 from particledaps.evaluation.metrics import Evaluator
@@ -29,7 +30,6 @@ from particledaps.reports.write_metrics import HAS_RESULT, Record
 from particledaps.runs.folder import RunFolder
 from particledaps.runs.reconstruct import quality_record
 from particledaps.settings.build import build_operator
-from particledaps.settings.checks import DataError, SettingsError
 from particledaps.settings.schema import TaskSettings
 from particledaps.settings.stored_config import read_config
 

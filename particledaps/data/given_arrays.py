@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from particledaps.checks import DataError
 from particledaps.data.npz import DAMAGED, Archive, SingleArray
-from particledaps.settings.checks import DataError
 
 HEAD = 32
 

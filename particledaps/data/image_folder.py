@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from particledaps.priors.checksums import sha256_of
-from particledaps.settings.checks import DataError
-from particledaps.settings.names import shown
+from particledaps.checks import DataError
+from particledaps.checksums import sha256_of
+from particledaps.names import shown
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".pnm"}
 SUFFIXES |= {".jfif", ".tga", ".avif"}

@@ -15,17 +15,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from particledaps.checks import DataError
+from particledaps.checksums import sha256_of
 from particledaps.data.image_folder import assign_ids, image_files
 from particledaps.data.npz import Archive
 from particledaps.data.pixel_values import PixelError, deep_planes, fit_planes
 from particledaps.data.sources import Source, arrays_sha256
 from particledaps.data.upright import upright
-from particledaps.priors.checksums import sha256_of
-from particledaps.settings.checks import DataError
-from particledaps.settings.schema import DataSettings
 
 if TYPE_CHECKING:  # its import takes seconds; checksums need none of it
     import torch
+
+    from particledaps.settings.schema import DataSettings
 
 DAMAGED_IMAGE = (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 NUM_VALIDATION_GROUPS = 150

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from particledaps.checks import DataError
 from particledaps.data.npz import Archive
-from particledaps.settings.checks import DataError
 
 MASK = "mask"
 

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from particledaps.checks import DataError
 from particledaps.data.given_arrays import open_arrays
 from particledaps.data.masks import MASK, gaps
-from particledaps.data.npz import Archive
+from particledaps.names import shown
 from particledaps.operators import magnitudes
 from particledaps.operators.magnitudes import CONVENTIONS, Convention, Doubt
-from particledaps.operators.operator import Operator
-from particledaps.settings.checks import DataError
-from particledaps.settings.names import shown
-from particledaps.settings.schema import TaskSettings
+
+if TYPE_CHECKING:
+    from particledaps.data.npz import Archive
+    from particledaps.operators.operator import Operator
+    from particledaps.settings.schema import TaskSettings
 
 FORM, ORIGIN = "measurement", "origin"
 """Arrays with which a file says its own convention; what a run saves has them."""

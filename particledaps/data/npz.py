@@ -13,7 +13,7 @@ from typing import IO
 
 import numpy as np
 
-from particledaps.settings.checks import DataError
+from particledaps.checks import DataError
 
 DAMAGED = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError)
 HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from particledaps.checks import DataError
 from particledaps.data.image_folder import image_files
 from particledaps.data.image_sets import load_image, npz_training, to_tensor
 from particledaps.data.npz import Archive
-from particledaps.settings.checks import DataError
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
+from particledaps.checksums import sha256_of
 from particledaps.doctor.installation import NOTE, OK, PROBLEM, Finding
 from particledaps.evaluation.lpips import LpipsError, lpips_files, read_lpips
 from particledaps.priors.cards import Card, problem_with_file, read_cards
-from particledaps.priors.checksums import sha256_of
 from particledaps.priors.dino import DinoFeatures, dino_weights
 from particledaps.priors.errors import PriorError
 

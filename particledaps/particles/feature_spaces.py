@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 
+from particledaps.checks import SettingsError
 from particledaps.operators.operator import IDENTITY, Operator, Symmetry
-from particledaps.settings.checks import SettingsError
 
 if TYPE_CHECKING:
     from particledaps.priors.prior import Prior

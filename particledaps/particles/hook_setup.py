@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from particledaps.checks import SettingsError
 from particledaps.particles.state import NUM_TIMESTEPS
-from particledaps.settings.checks import SettingsError
 
 if TYPE_CHECKING:
     import torch

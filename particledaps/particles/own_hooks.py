@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from particledaps.checks import SettingsError
 from particledaps.particles.state import Hook, Info, State
-from particledaps.settings.checks import SettingsError
 from particledaps.settings.custom import call_target, fault, import_target
 
 if TYPE_CHECKING:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from particledaps.checks import SettingsError
 from particledaps.operators import fienup
 from particledaps.operators.phase_retrieval import PhaseRetrieval
 from particledaps.particles.state import Start
 from particledaps.paths.schedules import first_level_at_most
-from particledaps.runs.clock import synchronise
-from particledaps.settings.checks import SettingsError
+from particledaps.settings.device import synchronise
 from particledaps.settings.hook_keys import Asked, key
 
 if TYPE_CHECKING:

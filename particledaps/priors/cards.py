@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 import yaml
 
+from particledaps.checksums import sha256_of
 from particledaps.diffusion.noise import alphas_cumprod, linear_betas, scaled_linear_betas
-from particledaps.priors.checksums import sha256_of
 from particledaps.priors.errors import PriorError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,12 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from particledaps.particles.state import Hook, Info, State
-
-
-def synchronise(device: torch.device) -> None:
-    """Wait for queued kernels, so that a clock reads what was done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+from particledaps.settings.device import synchronise
 
 
 @dataclass

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from particledaps.evaluation.modes import agreement_db
+from particledaps.names import shown
 from particledaps.operators.measured import with_gaps
 from particledaps.reports.pictures import (
     Snapshot,
@@ -18,7 +19,6 @@ from particledaps.reports.pictures import (
     trajectory_figure,
 )
 from particledaps.runs.result import Problem, Result
-from particledaps.settings.names import shown
 
 AGREEMENT = {None: "", True: ": two lineages agreed", False: ": no two lineages agreed"}
 

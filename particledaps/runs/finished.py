@@ -3,35 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from particledaps.checks import DataError, SettingsError
 from particledaps.data.image_sets import demo_source, folder_images, npz_rows
-from particledaps.data.sources import Source
 from particledaps.reports.run_table import results_table
 from particledaps.runs.folder import RunFolder
 from particledaps.runs.pending import Pending
 from particledaps.runs.resume import folder_ids, is_finished
-from particledaps.settings.checks import DataError, SettingsError
-from particledaps.settings.family import followed_config
-from plan import RunSettings, follow_family
+
+if TYPE_CHECKING:
+    from particledaps.data.sources import Source
+    from particledaps.settings.schema import DataSettings
 
 Missing = dict[int, tuple[str, str]]
 
 
-def finished_before(settings: RunSettings, config: dict[str, Any]) -> Missing | None:
-    """Print the table of a run that is finished; None where anything is left to do, to check or to say.
+def finished_before(data: DataSettings, save_dir: str, name: str, config: dict[str, Any]) -> Missing | None:
+    """Print the table of a run that is finished; None where anything is left to do, to look at or to say.
+
+    Args:
+        data: images of a folder or an archive, or the demo's; checked.
+        save_dir: folder of all results.
+        name: of the run.
+        config: its merged configuration, without nulls that follow from the prior's family.
 
     Returns:
         State and error of each image of this run without an answer.
     """
-    if not _is_plain(settings):
-        return None
     try:
-        own = follow_family(settings)
-        folder = RunFolder(own.save_dir, own.name, followed_config(config, own.model, own.sampler))
+        folder = RunFolder(save_dir, name, config)
         if not (folder.path / "metrics.json").is_file() or folder.damaged():
             return None
-        asked = _asked(own, folder)
+        asked = _asked(data, folder)
         others = {r["image_id"] for r in folder.summaries()} - {p.image_id for p in asked}
         if not asked or others or not all(_is_done(folder, pending) for pending in asked):
             return None
@@ -40,18 +44,8 @@ def finished_before(settings: RunSettings, config: dict[str, Any]) -> Missing | 
     return report(folder, asked, finished=True)
 
 
-def _is_plain(settings: RunSettings) -> bool:
-    """Were all keys that are no part of the identity checked when the run was begun, or are they harmless?"""
-    data, known = settings.data, settings.model.family is not None and not settings.use_tpu
-    range_fits = data.start_id >= 0 and (data.end_id is None or data.end_id > data.start_id)
-    device = settings.device in ("auto", "cpu") and settings.gpu >= 0 and settings.on_error in ("continue", "stop")
-    named = bool(settings.name.strip()) and bool(settings.save_dir.strip())
-    return known and range_fits and device and named and data.measurement is None
-
-
-def _asked(settings: RunSettings, folder: RunFolder) -> list[Pending]:
+def _asked(data: DataSettings, folder: RunFolder) -> list[Pending]:
     """The images of this start, with their sources only."""
-    data = settings.data
     if data.kind == "demo":
         records = [r for r in folder.summaries() if r.get("input")]
         end = len(records) if data.end_id is None else data.end_id

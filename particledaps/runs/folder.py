@@ -13,12 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from particledaps.checks import SettingsError
+from particledaps.checksums import sha256_of
 from particledaps.data.image_folder import Known
 from particledaps.files import links_below, remove_abandoned, write_atomically
-from particledaps.priors.checksums import sha256_of
 from particledaps.reports.write_metrics import Record, build_metrics
 from particledaps.runs.claims import STALE_SECONDS, Claim, Holder, clock_of, folder_lock, give_back_all, take
-from particledaps.settings.checks import SettingsError
 from particledaps.settings.fingerprint import changed_keys, config_sha256
 from particledaps.settings.stored_config import dump_config, read_config
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from particledaps.data.sources import Source
-from particledaps.settings.names import shown
+from particledaps.names import shown
 
 if TYPE_CHECKING:  # whether an image is finished can be told without them
     from particledaps.runs.result import Problem

@@ -10,6 +10,8 @@ from typing import TypeVar
 
 import torch
 
+from particledaps.checks import DataError
+from particledaps.checksums import sha256_of
 from particledaps.data.image_sets import ImageSet, load_images
 from particledaps.data.measurements import (
     centred_amplitudes,
@@ -23,11 +25,9 @@ from particledaps.data.measurements import (
 from particledaps.data.sources import Source, arrays_sha256
 from particledaps.operators.measured import leave_out
 from particledaps.operators.operator import Operator
-from particledaps.priors.checksums import sha256_of
 from particledaps.priors.prior import Prior
 from particledaps.runs.pending import Pending
 from particledaps.runs.result import Problem
-from particledaps.settings.checks import DataError
 from particledaps.settings.custom import check_custom_operator
 from particledaps.settings.schema import DataSettings, TaskSettings
 from particledaps.settings.tasks import measurement_shape, operator_of_image, operators_of_measurements

@@ -10,8 +10,8 @@ from particledaps.data.sources import Source
 from particledaps.evaluation.metrics import Scores
 from particledaps.evaluation.modes import Modes
 from particledaps.evaluation.selection import Selection
+from particledaps.names import shown
 from particledaps.operators.operator import Operator
-from particledaps.settings.names import shown
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from particledaps.checks import SettingsError
 from particledaps.data.image_folder import assign_ids, image_files, other_files
+from particledaps.names import shown
 from particledaps.reports.comparison import TOLERANCE
 from particledaps.reports.write_metrics import HAS_RESULT, Record
 from particledaps.runs.folder import RunFolder
 from particledaps.runs.pending import Pending
-from particledaps.settings.checks import SettingsError
 from particledaps.settings.environment import differences
-from particledaps.settings.names import shown
 from particledaps.settings.schema import DataSettings
 
 SumsOf = Callable[[Sequence[int]], dict[int, str]]

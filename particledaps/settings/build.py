@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from particledaps.checks import SettingsError
 from particledaps.operators.operator import Operator
 from particledaps.priors.prior import Prior, in_autocast
-from particledaps.settings.checks import SettingsError
 from particledaps.settings.custom import call_target
 from particledaps.settings.family import ROOT
 from particledaps.settings.schema import (

@@ -14,10 +14,10 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from particledaps.names import shown
 from particledaps.settings import sweeps
 from particledaps.settings.configuration import CONFIG_DIR, Configuration, register
 from particledaps.settings.hydra_options import OptionError, composes_only, configuration_of, is_sweep, parse_options
-from particledaps.settings.names import shown
 from particledaps.settings.start_up import exit_stopped
 from particledaps.settings.statuses import BAD_INPUT, DISK, disk_fault
 from particledaps.settings.sweeps import member

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from particledaps.checks import SettingsError
 from particledaps.priors.errors import PriorError
-from particledaps.settings.checks import SettingsError
 
 if TYPE_CHECKING:
     from particledaps.operators.operator import Operator

@@ -7,9 +7,15 @@ from pathlib import Path
 
 import torch
 
-from particledaps.settings.checks import SettingsError
+from particledaps.checks import SettingsError
 
 DEVICES = ("auto", "cpu", "cuda")
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for queued kernels, so that a clock reads what was done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def choose_device(device: str, gpu: int = 0, use_tpu: bool = False) -> torch.device:

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from particledaps.settings.checks import SettingsError
+from particledaps.checks import SettingsError
 from particledaps.settings.schema import ChainConfig, ModelSettings, SamplerConfig, TaskSettings
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,22 +9,28 @@ from collections.abc import Mapping
 from typing import Any, get_args, get_type_hints
 
 from particledaps.settings.keys import NEVER
-from plan import RunSettings
 
 Config = Mapping[str, Any]
+_of_runs: list[type] = []
 
 
-def identity(config: Config, schema: type = RunSettings) -> dict[str, Any]:
+def of_runs(schema: type) -> type:
+    """Class decorator: the dataclass that describes the configuration of a run (:class:`plan.RunSettings`)."""
+    _of_runs[:] = [schema]
+    return schema
+
+
+def identity(config: Config, schema: type | None = None) -> dict[str, Any]:
     """The part of a configuration that determines the numbers, without keys at their neutral values.
 
     Two runs are the same if these are equal, whichever of them was stored before a key existed.
 
     Args:
         config: a merged configuration; keys that the schema does not know count.
-        schema: the dataclass that describes it.
+        schema: the dataclass that describes it; None: that of runs.
     """
     family = (config.get("model") or {}).get("family")
-    return _significant(config, schema, family)
+    return _significant(config, schema or _run_schema(), family)
 
 
 def config_sha256(config: Config) -> str:
@@ -35,6 +41,12 @@ def config_sha256(config: Config) -> str:
 def changed_keys(first: Config, other: Config) -> list[str]:
     """Dotted names of the keys in which two identities differ."""
     return _changed(identity(first), identity(other), "")
+
+
+def _run_schema() -> type:
+    if not _of_runs:
+        raise RuntimeError("nothing describes the configuration of a run yet: import plan first")
+    return _of_runs[0]
 
 
 def _significant(config: Config, schema: type, family: str | None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, get_args, get_origin, get_type_hints
 
-from particledaps.settings.checks import Checks
+from particledaps.checks import Checks
 from particledaps.settings.keys import NEVER, facts
 
 

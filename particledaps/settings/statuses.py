@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from particledaps.settings.names import shown
+from particledaps.names import shown
 
 FAILED = 1
 """An image failed, or a training diverged."""

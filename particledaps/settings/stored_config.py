@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from particledaps.settings.checks import SettingsError
+from particledaps.checks import SettingsError
 
 MAX_BYTES, MAX_VALUES = 1_000_000, 100_000
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 import numpy as np
 import torch
 
+from particledaps.checks import Checks, DataError, SettingsError
 from particledaps.data.given_arrays import open_arrays
 from particledaps.operators.down_sampling import DownSampling
 from particledaps.operators.gaussian_blur import GaussianBlur
@@ -20,7 +21,6 @@ from particledaps.operators.nonlinear_blur import NonlinearBlur
 from particledaps.operators.phase_retrieval import PhaseRetrieval
 from particledaps.priors.cards import refuse_known_file
 from particledaps.priors.errors import PriorError
-from particledaps.settings.checks import Checks, DataError, SettingsError
 from particledaps.streams import operator_generator
 
 if TYPE_CHECKING:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from particledaps.checks import Checks
 from particledaps.diffusion.mcmc import KERNELS
 from particledaps.diffusion.pfode import SOLVERS
 from particledaps.operators.magnitudes import FORMS, ORIGINS
 from particledaps.paths.schedules import ENDS, PATHS
-from particledaps.settings.checks import Checks
 from particledaps.settings.device import DEVICES
 from particledaps.settings.schema import (
     FOLDER_KINDS,

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from particledaps.checks import DataError
 from particledaps.runs.progress import step_progress
-from particledaps.settings.checks import DataError
 
 
 class DivergedError(RuntimeError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from particledaps.settings.checks import Checks
+from particledaps.checks import Checks
 from particledaps.settings.device import DEVICES
 from particledaps.training.autoencoder import AutoencoderSettings
 from particledaps.training.denoiser import DenoiserSettings

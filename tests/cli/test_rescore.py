@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from particledaps.settings.checks import SettingsError
+from particledaps.checks import SettingsError
 from tools.rescore import rescore
 
 

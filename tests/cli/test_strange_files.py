@@ -14,7 +14,7 @@ from tiny import write_images
 import particledaps.data.image_sets
 import particledaps.runs.drawing
 from particledaps.data.image_folder import image_files, other_files
-from particledaps.settings.names import shown
+from particledaps.names import shown
 from particledaps.settings.statuses import BAD_INPUT, SKIPPED
 
 

@@ -5,7 +5,7 @@ import pytest
 from tiny import command
 
 import posterior_sample
-from particledaps.settings.checks import SettingsError
+from particledaps.checks import SettingsError
 from particledaps.settings.start_up import Terminated
 
 WRONG = {

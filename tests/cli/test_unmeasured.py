@@ -7,11 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
+from particledaps.checks import DataError
 from particledaps.data.masks import gaps
 from particledaps.data.measurements import load_measurements
 from particledaps.data.npz import Archive
 from particledaps.reports.pictures import GAP_COLOUR, measurement_picture
-from particledaps.settings.checks import DataError
 
 QUICK = ("num_samples=1", "data.dir=null")
 PLANE = (3, 24, 24)

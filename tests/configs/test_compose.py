@@ -8,9 +8,9 @@ from omegaconf import OmegaConf
 
 import posterior_sample  # noqa: F401 (registers the schema)
 import train_prior  # noqa: F401 (registers the schema)
+from particledaps.checks import SettingsError
 from particledaps.operators.operator import Operator
 from particledaps.settings.build import build_operator
-from particledaps.settings.checks import SettingsError
 from particledaps.settings.command_line import CONFIG_DIR, compose_config
 from particledaps.settings.schema import CompatSettings
 from particledaps.settings.tasks import operator_of_image

@@ -9,11 +9,11 @@ import torch
 import torchvision
 from torch import nn
 
+from particledaps.checksums import sha256_of
 from particledaps.evaluation import lpips as module
 from particledaps.evaluation import metrics
 from particledaps.evaluation.lpips import LpipsError, load_lpips, lpips_files, read_lpips
 from particledaps.priors.cards import read_cards
-from particledaps.priors.checksums import sha256_of
 
 CPU = torch.device("cpu")
 CHANNELS = (64, 128, 256, 512, 512)

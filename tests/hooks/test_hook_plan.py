@@ -8,11 +8,11 @@ from analytic import F64, normal
 from planned_runs import CPU, EVERY, OPTIMISE, PATH, PRUNE, REPEL, plan_for, planned, planned_run
 from sampler_support import measurement, problem
 
+from particledaps.checks import Checks, SettingsError
 from particledaps.evaluation.orientation import latent_plausibility, posterior_energy
 from particledaps.operators.phase_retrieval import PhaseRetrieval
 from particledaps.particles.feature_spaces import ImageSpace, LatentSpace, build_feature_space
 from particledaps.runs.clock import PhaseClock
-from particledaps.settings.checks import Checks, SettingsError
 from particledaps.settings.hook_keys import cut
 from plan import HookKeys, check_hooks
 from pruning import Pruning

@@ -5,7 +5,7 @@ import torch
 from sampler_support import LEVELS, Recorder, assert_same, loop, measurement, problem, settings
 from test_restarts import IDS, Spoil, losses, restarted_run, restarts
 
-from particledaps.settings.checks import SettingsError
+from particledaps.checks import SettingsError
 from particledaps.streams import ParticleStreams
 from plan import RunSettings, validate
 from sampler import Info

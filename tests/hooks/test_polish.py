@@ -7,8 +7,8 @@ from analytic import MatrixOperator, normal
 from omegaconf import OmegaConf
 from sampler_support import MATRIX, PRIOR_COVARIANCE, PRIOR_MEAN, Y, measurement, problem
 
+from particledaps.checks import SettingsError
 from particledaps.particles.descent import DescentSettings, polish
-from particledaps.settings.checks import SettingsError
 from particledaps.settings.command_line import compose_config
 from plan import validate
 

@@ -22,9 +22,9 @@ from sampler_support import (
 from tiny import QUICK, command
 
 import pruning
+from particledaps.checks import Checks, SettingsError
 from particledaps.paths.schedules import edm_path
 from particledaps.runs.clock import PhaseClock
-from particledaps.settings.checks import Checks, SettingsError
 from particledaps.streams import SHARED, ParticleStreams
 from plan import HookKeys, check_hooks
 from resampling import (

@@ -7,12 +7,12 @@ from planned_runs import plan_for
 from sampler_support import assert_same, loop, measurement, problem, run, settings
 from tiny import QUICK, command
 
+from particledaps.checks import Checks, SettingsError
 from particledaps.operators.fienup import FienupSettings, solve
 from particledaps.operators.phase_retrieval import PhaseRetrieval
 from particledaps.particles.starts import Settings, build_start
 from particledaps.priors.autoencoder import IdentityAutoencoder
 from particledaps.priors.prior import Prior
-from particledaps.settings.checks import Checks, SettingsError
 from particledaps.settings.hook_keys import cut
 from particledaps.streams import ParticleStreams
 from plan import HookKeys, check_hooks

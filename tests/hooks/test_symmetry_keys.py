@@ -11,8 +11,8 @@ from sampler_support import problem
 from symmetry_support import CPU, OPERATOR, image_prior
 from tiny import QUICK, reconstruct
 
+from particledaps.checks import SettingsError
 from particledaps.runs.clock import PhaseClock
-from particledaps.settings.checks import SettingsError
 from plan import RunSettings, validate
 from sampler import Info
 from symmetry import SymmetryMoves

@@ -7,8 +7,8 @@ import torch
 from analytic import prior_of
 from tiny import reconstruct
 
+from particledaps.checks import SettingsError
 from particledaps.operators.operator import Operator
-from particledaps.settings.checks import SettingsError
 from particledaps.settings.custom import call_target, check_custom_operator, check_custom_prior
 
 CODE = """

@@ -7,8 +7,8 @@ import pytest
 import torch
 from tiny import reconstruct
 
+from particledaps.checks import Checks, SettingsError
 from particledaps.settings import device as devices
-from particledaps.settings.checks import Checks, SettingsError
 from particledaps.settings.device import choose_device, slow_precision
 
 CPU = torch.device("cpu")

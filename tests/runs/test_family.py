@@ -5,7 +5,7 @@ from omegaconf import OmegaConf
 from tiny_checkpoints import checkpoints  # noqa: F401 (fixture)
 
 import posterior_sample  # noqa: F401 (registers the schema)
-from particledaps.settings.checks import SettingsError
+from particledaps.checks import SettingsError
 from particledaps.settings.command_line import compose_config
 from particledaps.settings.family import followed_config
 from particledaps.settings.fingerprint import config_sha256

@@ -3,8 +3,8 @@ import time
 
 import pytest
 
+from particledaps.checks import SettingsError
 from particledaps.files import links_below, remove_abandoned, replacing, write_atomically
-from particledaps.settings.checks import SettingsError
 from particledaps.settings.stored_config import dump_config, read_config
 
 

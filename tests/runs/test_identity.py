@@ -9,8 +9,8 @@ import yaml
 from omegaconf import OmegaConf
 
 import posterior_sample  # noqa: F401 (registers the schema)
+from particledaps.checks import SettingsError
 from particledaps.runs.folder import RunFolder
-from particledaps.settings.checks import SettingsError
 from particledaps.settings.command_line import compose_config
 from particledaps.settings.family import followed_config
 from particledaps.settings.fingerprint import changed_keys, config_sha256, identity

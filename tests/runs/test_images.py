@@ -6,10 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
+from particledaps.checks import DataError
 from particledaps.data.image_folder import image_files
 from particledaps.data.image_sets import demo_images, load_image, load_images, npz_split, to_tensor, validation_indices
 from particledaps.data.measurements import load_measurements
-from particledaps.settings.checks import DataError
 from particledaps.settings.schema import DataSettings
 
 WHITE, RED, BLUE = (255, 255, 255), (255, 0, 0), (0, 0, 255)

@@ -6,9 +6,9 @@ import zipfile
 import numpy as np
 import pytest
 
+from particledaps.checks import DataError
 from particledaps.data import npz
 from particledaps.data.npz import Archive
-from particledaps.settings.checks import DataError
 
 VALUES = np.arange(60, dtype=np.float32).reshape(5, 3, 4)
 

@@ -5,10 +5,10 @@ import pytest
 import torch
 import yaml
 
+from particledaps.checks import Checks, SettingsError
 from particledaps.data.image_sets import DataError
 from particledaps.operators.blur_network import BlurNetwork
 from particledaps.settings.build import build_operator
-from particledaps.settings.checks import Checks, SettingsError
 from particledaps.settings.command_line import CONFIG_DIR
 from particledaps.settings.schema import TaskSettings
 from particledaps.settings.tasks import (

@@ -8,10 +8,10 @@ import torch
 from omegaconf import OmegaConf
 
 import posterior_sample  # noqa: F401 (registers the schema)
+from particledaps.checks import SettingsError
 from particledaps.reports.run_table import results_table
 from particledaps.reports.write_metrics import build_metrics, std
 from particledaps.runs.folder import RunFolder, finite, write_atomically
-from particledaps.settings.checks import SettingsError
 from particledaps.settings.command_line import compose_config
 
 CONFIG = OmegaConf.to_container(compose_config("config", ["num_samples=3"]), resolve=True)

@@ -5,7 +5,7 @@ import pytest
 from omegaconf import OmegaConf
 
 import posterior_sample  # noqa: F401 (registers the schema)
-from particledaps.settings.checks import SettingsError
+from particledaps.checks import SettingsError
 from particledaps.settings.command_line import compose_config
 from particledaps.settings.fingerprint import config_sha256
 from particledaps.settings.schema import ChainConfig

@@ -5,6 +5,7 @@ import os
 import pytest
 import torch
 
+from particledaps.checks import SettingsError
 from particledaps.doctor import weights as weight_checks
 from particledaps.doctor.installation import NOTE, OK, PROBLEM
 from particledaps.doctor.weights import card_findings, dino_finding, lpips_finding
@@ -13,7 +14,6 @@ from particledaps.evaluation.metrics import lpips_files
 from particledaps.priors import cards, dino
 from particledaps.priors.cards import Card
 from particledaps.priors.prior import PriorError
-from particledaps.settings.checks import SettingsError
 from particledaps.settings.tasks import load_blur_network
 
 SUM = hashlib.sha256(b"weights").hexdigest()

@@ -11,10 +11,10 @@ import torch
 from tiny import DENOISER, RESOLUTION, command, reconstruct, write_images
 from training_support import FEW_STEPS, TINY, autoencoder_of, curve, train_stage
 
+from particledaps.checks import DataError
 from particledaps.operators.phase_retrieval import PhaseRetrieval
 from particledaps.priors.embedded import load_embedded, read_config, save_embedded
 from particledaps.priors.prior import PriorError
-from particledaps.settings.checks import DataError
 from particledaps.training.denoiser import build
 from particledaps.training.export import export_prior, misfit_excess
 from particledaps.training.loop import DivergedError, TrainingLoop

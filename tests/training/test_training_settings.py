@@ -5,7 +5,7 @@ from dataclasses import fields, is_dataclass
 
 import pytest
 
-from particledaps.settings.checks import SettingsError
+from particledaps.checks import SettingsError
 from particledaps.training.settings import TrainingSettings, validate
 
 ABSURD = {
