@@ -7,7 +7,7 @@ python generate.py model=diffusers model.path=FOLDER device=cuda
 
 from __future__ import annotations
 
-from particledaps.settings.start_up import begin, exit_stopped, loading, ready
+from particledaps.settings.start_up import begin, exit_stopped, loading
 
 PROGRAM = "generate.py"
 if __name__ == "__main__":
@@ -87,9 +87,10 @@ def validate(settings: GenerateSettings) -> None:
 def generate(settings: GenerateSettings) -> None:
     """Load the prior, draw, write."""
     validate(settings)
-    from particledaps.runs.draw import draw, write
-    from particledaps.settings.build import build_prior
-    from particledaps.settings.device import choose_device
+    with loading():  # the slow part
+        from particledaps.runs.draw import draw, write
+        from particledaps.settings.build import build_prior
+        from particledaps.settings.device import choose_device
 
     device = choose_device(settings.device, settings.gpu, settings.use_tpu)
     prior = build_prior(settings.model, settings.compat, settings.precision, settings.decode_batch, device)
@@ -116,8 +117,6 @@ def old_flags(arguments: list[str]) -> str | None:
 def main(config: DictConfig) -> None:
     """Compose, check and draw; errors end in one sentence and a non-zero status."""
     try:
-        with loading():
-            import torch  # noqa: F401  (the slow part)
         generate(OmegaConf.to_object(config))
     except (SettingsError, DataError, PriorError) as error:
         fail(PROGRAM, str(error))
@@ -130,7 +129,6 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    ready()
     if (sentence := old_flags(sys.argv[1:])) is not None:
         fail(PROGRAM, sentence)
     run(PROGRAM, "generate", main)

@@ -9,7 +9,7 @@ Without arguments this is the demo: phase retrieval of a photograph and of synth
 
 from __future__ import annotations
 
-from particledaps.settings.start_up import begin, exit_stopped, loading, ready
+from particledaps.settings.start_up import begin, exit_stopped, loading
 
 PROGRAM = "posterior_sample.py"
 if __name__ == "__main__":
@@ -79,5 +79,4 @@ def verdict(missing: dict[int, tuple[str, str]]) -> tuple[str, int]:
 
 
 if __name__ == "__main__":
-    ready()
     run(PROGRAM, "config", main)

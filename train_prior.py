@@ -112,6 +112,7 @@ def progress(folder: Path) -> dict[str, float]:
 @member(PROGRAM)
 def main(config: DictConfig) -> None:
     """Compose, check and train; errors end in one sentence and a non-zero status."""
+    ready()
     try:
         train(OmegaConf.to_object(config))
     except (SettingsError, DataError) as error:
@@ -125,5 +126,4 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    ready()
     run(PROGRAM, "train_prior", main)

@@ -1,7 +1,9 @@
 """What a program does before it loads torch: waiting threads soon sleep, signals end it in one sentence, torch waits.
 
-Standard library only. A program calls :func:`begin` before its other imports and :func:`ready` after them, and puts
-imports that follow later under :func:`loading`. A module that is merely imported calls neither, and nothing happens.
+Standard library only. A program calls :func:`begin` before its other imports and :func:`ready` once its work begins, and
+puts imports of that moment and later ones under :func:`loading`, which ends in :func:`ready`. Until then a signal ends
+the process at once: an exception could be swallowed by a library, or end up inside of a module that is half loaded. A
+module that is merely imported calls none of them, and nothing happens.
 """
 
 from __future__ import annotations
@@ -52,23 +54,23 @@ def loading() -> Iterator[None]:
     try:
         yield
     finally:
-        if _begun:
-            ready()
+        ready()
 
 
 def _leave_at_once(program: str) -> None:
     def leave(number: int, frame: FrameType | None) -> NoReturn:
         os.write(2, f"{program}: {WORDS[number]} before anything began\n".encode())
-        os._exit(128 + number)  # an exception could end up inside of a module that is half loaded
+        os._exit(128 + number)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         _handle(number, leave)
 
 
 def ready() -> None:
-    """Call after the imports: Ctrl-C raises KeyboardInterrupt again, SIGTERM raises :class:`Terminated`, once."""
-    _handle(signal.SIGINT, signal.default_int_handler)
-    _handle(signal.SIGTERM, _terminate)
+    """The work of a program that began: Ctrl-C raises KeyboardInterrupt again, SIGTERM raises :class:`Terminated`, once."""
+    if _begun:
+        _handle(signal.SIGINT, signal.default_int_handler)
+        _handle(signal.SIGTERM, _terminate)
 
 
 def let_waiting_threads_sleep() -> None:

@@ -22,7 +22,7 @@ from particledaps.training.loop import DivergedError, TrainingLoop
 
 @pytest.fixture(autouse=True)
 def no_plots(monkeypatch):
-    for stage in ("autoencoder", "latent_diffusion"):
+    for stage in ("autoencoder", "denoiser"):
         monkeypatch.setattr(f"particledaps.training.{stage}.plot_curve", lambda folder: None)
 
 

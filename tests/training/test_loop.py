@@ -15,7 +15,7 @@ from particledaps.training.loop import TrainingLoop
 @pytest.fixture
 def no_plots(monkeypatch):
     """Curves are written, not drawn: drawing takes longer than these trainings."""
-    for stage in ("autoencoder", "latent_diffusion"):
+    for stage in ("autoencoder", "denoiser"):
         monkeypatch.setattr(f"particledaps.training.{stage}.plot_curve", lambda folder: None)
 
 
