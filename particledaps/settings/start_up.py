@@ -1,9 +1,9 @@
 """What a program does before it loads torch: waiting threads soon sleep, signals end it in one sentence, torch waits.
 
-Standard library only. A program calls :func:`begin` before its other imports and :func:`ready` once its work begins, and
-puts imports of that moment and later ones under :func:`loading`, which ends in :func:`ready`. Until then a signal ends
-the process at once: an exception could be swallowed by a library, or end up inside of a module that is half loaded. A
-module that is merely imported calls none of them, and nothing happens.
+Standard library only. A program calls :func:`begin` before its other imports and :func:`ready` once its work begins;
+imports of that moment and later ones stand under :func:`loading`, which ends in :func:`ready`. Until then a signal ends
+the process at once: a library could swallow an exception, or a module be left half loaded. A module that is merely
+imported calls none of them, and nothing happens.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def _leave_at_once(program: str) -> None:
 
 
 def ready() -> None:
-    """The work of a program that began: Ctrl-C raises KeyboardInterrupt again, SIGTERM raises :class:`Terminated`, once."""
+    """The work begins: Ctrl-C raises KeyboardInterrupt again, SIGTERM raises :class:`Terminated`, once."""
     if _begun:
         _handle(signal.SIGINT, signal.default_int_handler)
         _handle(signal.SIGTERM, _terminate)
