@@ -8,15 +8,16 @@ STAMP := $(VENV)/.installed
 help:
 	@echo "make demo       reconstruct a photograph and synthetic cats from Fourier magnitudes (results/demo)"
 	@echo "make test       run the tests"
-	@echo "make lint       check style        make format    apply it"
+	@echo "make lint       check style and types        make format    apply the style"
 	@echo "make benchmark  where the time goes on this machine"
 	@echo "make clean      remove .venv and results/demo"
 
-$(STAMP): requirements.txt
+$(STAMP): requirements.txt pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "needs Python 3.11 (set PYTHON=/path/to/python3.11)"; exit 1; }
 	@echo "==> installing into $(VENV), once (about 5 GB with PyTorch; a few minutes)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
 	@echo "==> installed"
 
@@ -35,6 +36,7 @@ lint: $(STAMP)
 	@echo "==> checking style"
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
 
 format: $(STAMP)
 	@$(BIN)/ruff check --fix .

@@ -29,7 +29,7 @@ from particledaps.runs.clock import PhaseClock, PhaseHook
 from particledaps.settings import validation
 from particledaps.settings.family import fill_chain, fill_sampler
 from particledaps.settings.fingerprint import of_runs
-from particledaps.settings.hook_keys import Asked, cut, flat_class
+from particledaps.settings.hook_keys import HooksAsked, cut, flat_class
 from particledaps.settings.keys import facts
 from particledaps.settings.schema import (
     ChainConfig,
@@ -69,8 +69,8 @@ class RunSettings(HookKeys):
         device: ``auto``, ``cpu`` or ``cuda``.
         gpu: index of the CUDA device.
         precision: ``float32``; or ``bfloat16`` or ``float16`` inside the networks.
-        selection_rule: how the answer is chosen without the truth, see :mod:`evaluation.selection`; ``posterior`` takes
-            tau from ``optimization_tau``.
+        selection_rule: how the answer is chosen without the truth, see :mod:`particledaps.evaluation.selection`;
+            ``posterior`` takes tau from ``optimization_tau``.
         decode_batch: decode and differentiate at most this many particles at once, to save memory; null: all.
         save_trajectory: write the trajectory figures.
         hooks: hooks of your own: ``package.module:Name``, or ``{target: ..., options: {...}}``.
@@ -102,7 +102,7 @@ def follow_family(settings: RunSettings) -> RunSettings:
     """The settings with every null of the sampler that ``sampler.families.<model.family>`` knows filled in.
 
     Raises:
-        SettingsError: see :func:`settings.family.fill_sampler`.
+        SettingsError: see :func:`particledaps.settings.family.fill_sampler`.
     """
     model, sampler = fill_sampler(settings.model, settings.sampler)
     return replace(settings, model=model, sampler=sampler)
@@ -114,10 +114,10 @@ def resolve_chain(settings: RunSettings) -> ChainConfig:
     return fill_chain(own.model.family, own.sampler, own.task)
 
 
-def cut_hooks(keys: Any, num_samples: int, particle_ids: list[int] | None = None) -> Asked:
+def cut_hooks(keys: Any, num_samples: int, particle_ids: list[int] | None = None) -> HooksAsked:
     """The settings of each hook."""
     parts = {prefix: cut(prefix, module.Settings, keys) for prefix, module in KEYED.items()}
-    return Asked(num_samples, num_samples if particle_ids is None else len(particle_ids), parts)
+    return HooksAsked(num_samples, num_samples if particle_ids is None else len(particle_ids), parts)
 
 
 def check_hooks(keys: Any, num_samples: int, checks: Checks) -> None:
@@ -176,7 +176,7 @@ def _check_last_level(settings: RunSettings, checks: Checks) -> None:
 class Plan:
     """How the particles of a measurement are sampled: the annealing loop with the hooks of each image.
 
-    A :class:`runs.method.Method`.
+    A :class:`particledaps.runs.method.Method`.
 
     Attributes:
         setup: prior, operator, levels and what was asked for.
@@ -272,7 +272,9 @@ class Plan:
 
     def why_diverged(self, y: torch.Tensor, count: int) -> str:
         """The likely reason why all ``count`` particles of ``y`` became non-finite, and what to do."""
-        prior, sigma, chain = self.prior, self.settings.path[0], self.settings.chain
+        prior = self.prior
+        sigma = self.settings.path[0]
+        chain = self.settings.chain
         z = sigma * torch.ones(count, *prior.latent_shape, device=y.device)
         with torch.no_grad():
             denoised = prior.denoiser(z, sigma.to(z))
@@ -340,7 +342,7 @@ def build_plan(
     return plan
 
 
-def _first_level(asked: Asked, start: WarmStart | None, path: torch.Tensor) -> int:
+def _first_level(asked: HooksAsked, start: WarmStart | None, path: torch.Tensor) -> int:
     """The earliest level that runs: that of the start, or of a child that is annealed again."""
     if start is None:
         return 0

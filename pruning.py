@@ -17,7 +17,7 @@ import torch
 from particledaps.particles.data_term import Expected, expected_loss
 from particledaps.particles.state import Hook, Info, State
 from particledaps.paths.schedules import first_level_at_most
-from particledaps.settings.hook_keys import Asked, key
+from particledaps.settings.hook_keys import HooksAsked, key
 
 if TYPE_CHECKING:
     from particledaps.operators.operator import Operator
@@ -54,7 +54,7 @@ class Settings:
     branch: float = key(0.0, low=0)
 
 
-def conflicts(settings: Settings, asked: Asked) -> Iterator[str]:
+def conflicts(settings: Settings, asked: HooksAsked) -> Iterator[str]:
     """Sentences on values that exclude each other."""
     if settings.branch > 0 and settings.mode == "mask":
         yield "pruning_branch: a masked particle keeps its place; branching needs pruning_mode=slice"
@@ -127,7 +127,10 @@ class Pruning(Hook):
         at_level: int,
         expected: Callable[[Prior, Operator, torch.Tensor], Expected] = expected_loss,
     ) -> None:
-        self.prior, self.operator, self.settings, self.at_level = prior, operator, settings, at_level
+        self.prior = prior
+        self.operator = operator
+        self.settings = settings
+        self.at_level = at_level
         self.expected = expected
         reached = first_level_at_most(path, settings.branch)
         self.branch_level = at_level if reached is None else min(reached, at_level)

@@ -6,8 +6,9 @@ With features :math:`f_i` of particle i, :math:`d_{ij} = |f_i - f_j|` and the ba
 .. math:: r_i = -\nabla_{z_i} \log \sum_{j \ne i} e^{-d_{ij}^2 / h_i}
     = J_i^T \frac{\sum_j \frac{2}{h_i} w_{ij} (f_i - f_j)}{\sum_j w_{ij}}, \qquad w_{ij} = e^{-d_{ij}^2 / h_i}
 
-with :math:`h_i` held fixed and :math:`J_i` the Jacobian of the features. :class:`diffusion.pfode.DiffusionPFODE`
-adds ``scale * r`` to the score; the scale is applied there and nowhere else.
+with :math:`h_i` held fixed and :math:`J_i` the Jacobian of the features. The ODE
+(:class:`particledaps.diffusion.pfode.DiffusionPFODE`) adds ``scale * r`` to the score; the scale is applied there and
+nowhere else.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from particledaps.diffusion.score import score
 from particledaps.particles.feature_spaces import FeatureSpace, Force, build_feature_space
 from particledaps.particles.state import NUM_TIMESTEPS, Hook, Info, State
 from particledaps.paths.schedules import first_level_at_most
-from particledaps.settings.hook_keys import Asked, key
+from particledaps.settings.hook_keys import HooksAsked, key
 
 if TYPE_CHECKING:
     from particledaps.particles.hook_setup import Setup
@@ -75,7 +76,7 @@ class Settings:
     log: bool = key(False)
 
 
-def conflicts(settings: Settings, asked: Asked) -> Iterator[str]:
+def conflicts(settings: Settings, asked: HooksAsked) -> Iterator[str]:
     """Sentences on values that exclude each other."""
     if settings.kernel == "odd" and settings.features == "latent":
         yield "repulsion_kernel=odd: the odd part of an image has no latent; use repulsion_features=pixel or dino"
@@ -85,7 +86,8 @@ def build(settings: Settings, setup: Setup) -> Repulsion | None:
     """The hook; None if it is off or nobody is there to repel.
 
     Raises:
-        SettingsError, PriorError: see :func:`particles.feature_spaces.build_feature_space`; or no level is noisy.
+        SettingsError, PriorError: see :func:`particledaps.particles.feature_spaces.build_feature_space`; or no level is
+            noisy.
     """
     if setup.asked.particles < 2 or not (settings.scale > 0 or settings.log):
         return None
@@ -135,7 +137,10 @@ class Repulsion(Hook):
     def __init__(
         self, prior: Prior, space: FeatureSpace, settings: Settings, path: torch.Tensor, stop_at: float = -1
     ) -> None:
-        self.prior, self.space, self.settings, self.stop_at = prior, space, settings, stop_at
+        self.prior = prior
+        self.space = space
+        self.settings = settings
+        self.stop_at = stop_at
         passed = first_level_at_most(path, settings.sigma_break)
         self.t_break = 0.0 if passed is None else NUM_TIMESTEPS * (1 - passed / (len(path) - 1))
 

@@ -1,7 +1,7 @@
 r"""Hook: hard data consistency in latent space (ReSample, Song et al. 2024), each particle on its own.
 
-Optimises ``z0_y`` (:mod:`particles.descent`). Data consistency alone has nothing left to do where the sampler is
-strong: its likelihood is sharper than the noise, so its particles already fit y better than the truth does.
+Optimises ``z0_y`` (:mod:`particledaps.particles.descent`). Data consistency alone has nothing left to do where the
+sampler is strong: its likelihood is sharper than the noise, so its particles already fit y better than the truth does.
 ``prior_sigma`` adds the prior's score and makes the objective a posterior at the right noise level, whose minimum takes
 the noise back out.
 """
@@ -20,7 +20,7 @@ from particledaps.diffusion.levels import per_particle
 from particledaps.particles.data_term import Expected, expected_loss
 from particledaps.particles.descent import DescentSettings, Outcome, ParticleObjective, optimise
 from particledaps.particles.state import Hook, Info, State
-from particledaps.settings.hook_keys import Asked, key
+from particledaps.settings.hook_keys import HooksAsked, key
 
 if TYPE_CHECKING:
     from particledaps.operators.operator import Operator
@@ -74,7 +74,7 @@ class Settings:
         return DescentSettings(self.lr, max_iters, self.window, self.weight_decay, self.prior_sigma, tau)
 
 
-def conflicts(settings: Settings, asked: Asked) -> Iterator[str]:
+def conflicts(settings: Settings, asked: HooksAsked) -> Iterator[str]:
     """Sentences on values that exclude each other."""
     if settings.twins and settings.when != "end":
         yield "optimization_twins: twins are added with optimization_when=end only"
@@ -160,7 +160,10 @@ class LatentOptimization(Hook):
         from_level: int | None = None,
         expected: Callable[[Prior, Operator, torch.Tensor], Expected] = expected_loss,
     ) -> None:
-        self.prior, self.operator, self.settings, self.expected = prior, operator, settings, expected
+        self.prior = prior
+        self.operator = operator
+        self.settings = settings
+        self.expected = expected
         self.from_level = from_level
         self.descent = settings.descent(
             operator.noise_sigma if settings.tau is None else settings.tau, settings.max_iters
@@ -219,7 +222,9 @@ class LatentOptimization(Hook):
         started, part = time.perf_counter(), state[rows]
         initial = self._loss(part.z0_y, part.y)
         expected = self.expected(self.prior, self.operator, state.y[:1]).mean
-        fit_y, held_y, floor = part.y, None, torch.full_like(initial, expected)
+        fit_y = part.y
+        held_y = None
+        floor = torch.full_like(initial, expected)
         if self.accept == "split":
             halves = self.operator.split(part.y)
             if halves is None:

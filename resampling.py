@@ -18,7 +18,7 @@ import torch
 
 from particledaps.checks import SettingsError
 from particledaps.particles.state import Hook, Info, State
-from particledaps.settings.hook_keys import Asked, key
+from particledaps.settings.hook_keys import HooksAsked, key
 from particledaps.streams import SHARED
 
 if TYPE_CHECKING:
@@ -44,9 +44,11 @@ class Settings:
     sigma_min: float = key(0.2, low=0)
 
 
-def conflicts(settings: Settings, asked: Asked) -> Iterator[str]:
+def conflicts(settings: Settings, asked: HooksAsked) -> Iterator[str]:
     """Sentences on values that exclude each other."""
-    sigma, least, pruning = settings.sigma, settings.sigma_min, asked["pruning"]
+    sigma = settings.sigma
+    least = settings.sigma_min
+    pruning = asked["pruning"]
     if not 0 <= sigma <= LATEST:
         yield (
             f"resample_sigma={sigma:g}: must be at least 0 (off) and at most 1: earlier a wrong basin often has the "
@@ -123,7 +125,9 @@ def choose_beta(energies: list[float], target: float) -> float:
 
 def systematic_counts(weights: list[float], uniform: float) -> list[int]:
     """How often each of N particles is drawn at the N points ``(uniform + n) / N``; ``N w`` on average."""
-    count, total, edges = len(weights), sum(weights), [0]
+    count = len(weights)
+    total = sum(weights)
+    edges = [0]
     reached = 0.0
     for weight in weights[:-1]:
         reached += weight / total * count

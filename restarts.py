@@ -33,7 +33,7 @@ from particledaps.particles.descent import polish
 from particledaps.particles.hook_setup import Setup, need_flip
 from particledaps.particles.state import Hook, Info, State
 from particledaps.paths.schedules import first_level_at_most
-from particledaps.settings.hook_keys import Asked, key
+from particledaps.settings.hook_keys import HooksAsked, key
 
 if TYPE_CHECKING:
     from particledaps.operators.operator import Operator
@@ -44,7 +44,7 @@ RULES = ("loss", "posterior")
 
 
 MAX_PSNR_DB = 80.0
-"""Of equal images, see :func:`evaluation.metrics.psnr_db`."""
+"""Of equal images, see :func:`particledaps.evaluation.metrics.psnr_db`."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,9 @@ class Settings:
         sigmas: of the rounds in turn, from the first again after the last; children are re-noised to the first sigma of
             the path that is at most this, or else to its last.
         conjugate: of a round's children so many, the last ones of each lineage, begin at their parent with a band of
-            its lowest frequencies turned to the other twin (:func:`operators.symmetry_moves.draw_low_band`), if it was
-            a parent before; needs the 180-degree flip as a symmetry.
+            its lowest frequencies turned to the other twin
+            (:func:`particledaps.operators.symmetry_moves.draw_low_band`), if it was a parent before; needs the
+            180-degree flip as a symmetry.
         steps: MCMC steps of the children, a level; None: as all others.
         polish: posterior optimisation of each particle before a round compares them, in iterations; takes
             ``optimization_lr``, ``optimization_prior_sigma`` and ``optimization_tau``; 0 is off.
@@ -88,7 +89,7 @@ class Settings:
     polish: int = key(0, low=0)
 
 
-def conflicts(settings: Settings, asked: Asked) -> Iterator[str]:
+def conflicts(settings: Settings, asked: HooksAsked) -> Iterator[str]:
     """Sentences on values that exclude each other."""
     if not settings.sigmas:
         yield "restart_sigmas=[]: must name at least one sigma"
@@ -117,7 +118,7 @@ def conflicts(settings: Settings, asked: Asked) -> Iterator[str]:
         )
 
 
-def _not_apart(settings: Settings, asked: Asked) -> Iterator[str]:
+def _not_apart(settings: Settings, asked: HooksAsked) -> Iterator[str]:
     """Lineages that exchange particles would agree with themselves."""
     resample, pruning = asked["resample"], asked["pruning"]
     exchanges = {
@@ -145,7 +146,9 @@ def build(settings: Settings, setup: Setup) -> Restarts | None:
 
     if settings.conjugate > 0:
         need_flip(setup.operator, f"restart_conjugate={settings.conjugate}", "restart_conjugate=0")
-    prior, operator, optimization = setup.prior, setup.operator, setup.asked["optimization"]
+    prior = setup.prior
+    operator = setup.operator
+    optimization = setup.asked["optimization"]
     tau = operator.noise_sigma if optimization.tau is None else optimization.tau
 
     def energy(z: torch.Tensor, loss: torch.Tensor) -> torch.Tensor:
@@ -157,7 +160,7 @@ def build(settings: Settings, setup: Setup) -> Restarts | None:
         operator,
         settings,
         setup.path,
-        2 * setup.asked.num_samples,  # the streams of the measurements in PROJECT.md
+        2 * setup.asked.num_samples,  # the streams of the measurements in docs/lab/one_answer.md
         partial(polish, prior=prior, operator=operator, settings=descent) if settings.polish > 0 else None,
         energy if settings.rule == "posterior" else None,
         partial(agreement_db, symmetries=operator.symmetries()) if settings.lineages > 1 else None,
@@ -204,8 +207,13 @@ class Restarts(Hook):
         energy: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
         agree: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
     ) -> None:
-        self.prior, self.operator, self.settings, self.first_child_id = prior, operator, settings, first_child_id
-        self.polish, self.energy, self.agree = polish, energy, agree
+        self.prior = prior
+        self.operator = operator
+        self.settings = settings
+        self.first_child_id = first_child_id
+        self.polish = polish
+        self.energy = energy
+        self.agree = agree
         self.levels, self.path = restart_levels(path, settings.sigmas), path.tolist()
         self._begin()
 

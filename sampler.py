@@ -121,7 +121,10 @@ class LatentDAPS:
         first_child_id: int = 0,
     ) -> None:
         self.first_child_id = first_child_id
-        self.prior, self.operator, self.settings, self.hooks = prior, operator, settings, tuple(hooks)
+        self.prior = prior
+        self.operator = operator
+        self.settings = settings
+        self.hooks = tuple(hooks)
         self.ode = DiffusionPFODE(prior.denoiser, settings.solver)
 
     def start(
@@ -276,7 +279,9 @@ def local_posterior(data_term: DataTerm, denoiser: Denoiser, state: State, setti
 
 def chain_noise(state: State, level: int) -> tuple[Draw, Draw]:
     """Normal and uniform noise of one level's chain from each particle's own stream."""
-    device, shape, dtype = state.z.device, state.z.shape[1:], state.z.dtype
+    device = state.z.device
+    shape = state.z.shape[1:]
+    dtype = state.z.dtype
     generators = state.streams.generators(state.ids, "mcmc", level, device)
     deciders = state.streams.generators(state.ids, "accept", level, device)
 

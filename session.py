@@ -16,7 +16,7 @@ from particledaps.runs.folder import RunFolder
 from particledaps.runs.pending import Pending
 from particledaps.runs.problems import Inputs, noise_warning
 from particledaps.runs.progress import RunProgress
-from particledaps.runs.reconstruct import Asked, Reconstructor, skipped_record
+from particledaps.runs.reconstruct import ReconstructionSettings, Reconstructor, skipped_record
 from particledaps.runs.resume import SumsOf, check_weights, folder_ids, is_finished, other_environment, set_stale_aside
 from particledaps.settings.build import build_operator, build_prior
 from particledaps.settings.custom import check_custom_prior
@@ -89,7 +89,9 @@ def prepare(settings: RunSettings, operator: Operator, folder: RunFolder, device
         build_plan(settings, prior, operator, loop_settings(settings, loaded.is_pixel), device),
         Evaluator(operator.symmetries(), lpips, operator.channel_symmetries),
         folder,
-        Asked(settings.seed, particles, device, weights, settings.selection_rule, settings.save_trajectory),
+        ReconstructionSettings(
+            settings.seed, particles, device, weights, settings.selection_rule, settings.save_trajectory
+        ),
         calls,
     )
 

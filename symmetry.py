@@ -30,7 +30,7 @@ from particledaps.operators import symmetry_moves
 from particledaps.operators.phase_retrieval import rotate_180
 from particledaps.particles.hook_setup import Setup, need_flip
 from particledaps.particles.state import Hook, Info, State
-from particledaps.settings.hook_keys import Asked, key
+from particledaps.settings.hook_keys import HooksAsked, key
 
 if TYPE_CHECKING:
     from particledaps.operators.operator import Operator
@@ -57,15 +57,15 @@ class Settings:
             * ``crossover``: a particle with a loss above ``crossover_ratio`` times the best takes the mean of the good
               ones, each flipped towards the best; loss. Couples particles.
             * ``window``: a soft half plane, a different one for each particle; always.
-        sigma_max: all moves but ``window`` are made at levels with ``sigma_min <= sigma <= sigma_max``.
-        sigma_min: see above.
+        sigma_max: largest noise level at which moves are made (all but ``window``).
+        sigma_min: least noise level at which moves are made (all but ``window``).
         window_sigma: ``window`` is made at levels with a sigma of at least this.
         every: at levels k with ``k % every == 0`` only.
         margin: of ``denoising``: relative fall of the denoising loss that is needed.
         loss_tolerance: of ``denoising``: relative rise of the data loss that is allowed.
-        draws: of ``denoising``: noise draws at each of :data:`SIGMAS`.
+        draws: of ``denoising``: noise draws at each of the sigmas 0.5, 1 and 2.
         tau: standard deviation of the likelihood in acceptance ratios; None: the operator's noise.
-        crossover_ratio: see above.
+        crossover_ratio: of ``crossover``: a particle is replaced if its loss is above this many times the best one.
     """
 
     moves: tuple[str, ...] = key(())
@@ -87,7 +87,7 @@ class Settings:
         return [m for m in self.moves if (sigma >= self.window_sigma if m == "window" else inside)]
 
 
-def conflicts(settings: Settings, asked: Asked) -> Iterator[str]:
+def conflicts(settings: Settings, asked: HooksAsked) -> Iterator[str]:
     """Sentences on values that exclude each other."""
     moves, checks = settings.moves, Checks()
     if not set(moves) <= set(MOVES) or len(set(moves)) < len(moves):
@@ -165,7 +165,9 @@ class SymmetryMoves(Hook):
     """
 
     def __init__(self, prior: Prior, operator: Operator, settings: Settings) -> None:
-        self.prior, self.operator, self.settings = prior, operator, settings
+        self.prior = prior
+        self.operator = operator
+        self.settings = settings
         self.tau = operator.noise_sigma if settings.tau is None else settings.tau
         self.log_prob: Callable[[torch.Tensor], torch.Tensor] | None = getattr(prior.denoiser, "log_prob", None)
 

@@ -91,7 +91,10 @@ class Bench:
 
 def kills(bench: Bench, count: int) -> tuple[int, int]:
     """Kill the process at random moments, start it again, until it ends by itself."""
-    pictures, done, right, chance = bench.pictures("kills", range(3)), 0, 0, random.Random(0)
+    pictures = bench.pictures("kills", range(3))
+    done = 0
+    right = 0
+    chance = random.Random(0)
     bench.run(pictures, "undisturbed")
     bench.is_right("undisturbed", pictures, 3)
     for attempt in itertools.count():

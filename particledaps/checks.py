@@ -36,7 +36,10 @@ class Checks:
             plain and short, f"{key}='{value}': must be a plain folder name below save_dir, of 1 to 200 characters"
         )
 
-    def number(self, key: str, value: float, low: float, high: float = math.inf, open_low: bool = False) -> None:
+    def number(self, key: str, value: float | None, low: float, high: float = math.inf, open_low: bool = False) -> None:
+        if value is None:
+            self.problems.append(f"{key}=null: must be a number")
+            return
         inside = (low < value if open_low else low <= value) and value <= high
         if not (math.isfinite(value) and inside):
             upper = f" and at most {high:g}" if math.isfinite(high) else ""

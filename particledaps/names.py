@@ -9,7 +9,12 @@ CONTROL = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 
 
 def shown(name: str) -> str:
-    r"""A name as it can be printed: what is no plain character is written as an escape, ``\x1b`` or ``\udcff``."""
+    r"""A name as it can be printed: what is no plain character is written as an escape, ``\x1b`` or ``\udcff``.
+
+    Example:
+        >>> shown("a\x1bb")
+        'a\\x1bb'
+    """
     return "".join(_escaped(c) if unicodedata.category(c) in CONTROL else c for c in name)
 
 

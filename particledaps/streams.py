@@ -11,7 +11,12 @@ SHARED = -1
 
 
 def stream_seed(*key: int | str) -> int:
-    """A 63-bit seed from a key; equal keys give equal seeds on every machine."""
+    """A 63-bit seed from a key; equal keys give equal seeds on every machine.
+
+    Example:
+        >>> stream_seed(42, 0, 3, "mcmc", 7)  # seed, image, particle, purpose, level
+        5621266827788940626
+    """
     digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 

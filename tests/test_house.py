@@ -1,11 +1,16 @@
 """Imports run one way, from the verbs down to the mathematics."""
 
 import ast
+import importlib
+import re
+from functools import reduce
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (
-    {"streams", "files", "checks", "names", "checksums", "diffusion", "operators"},
+    {"streams", "files", "checks", "names", "checksums", "checkout", "diffusion", "operators"},
     {"priors", "data"},
     {"paths", "evaluation"},
     {"settings", "doctor"},
@@ -71,3 +76,48 @@ def test_hooks_do_not_know_each_other():
     for hook in HOOKS:
         found = {name.split(".")[0] for name in imports(ROOT / f"{hook}.py")}
         assert not found & {*HOOKS, "plan", "sampler", "session"}, hook
+
+
+ROLE = re.compile(r":(?:mod|class|func|data|meth|attr):`~?([a-zA-Z_][\w]*(?:\.\w+)+)`")
+REFERENCES = sorted(
+    {
+        name
+        for path in ROOT.glob("**/*.py")
+        if not {".venv", "tests"} & {*path.relative_to(ROOT).parts}
+        for name in ROLE.findall(path.read_text())
+    }
+)
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_every_reference_of_a_docstring_exists(name):
+    parts = name.split(".")
+    for cut in range(len(parts), 0, -1):
+        try:
+            module = importlib.import_module(".".join(parts[:cut]))
+        except ModuleNotFoundError:
+            continue
+        reduce(getattr, parts[cut:], module)
+        return
+    raise AssertionError(f"{name}: there is no such module")
+
+
+def test_there_are_references():
+    assert len(REFERENCES) > 30
+
+
+def test_a_name_means_one_thing():
+    """Classes of one name; a hook's ``Settings`` is the one that each hook has."""
+    sources = [p for p in ROOT.glob("**/*.py") if not {".venv", "tests", "results"} & {*p.relative_to(ROOT).parts}]
+    trees = [ast.parse(path.read_text()) for path in sources]
+    names = [node.name for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)]
+    assert {name for name in names if names.count(name) > 1} == {"Settings"}
+    assert len(names) > 150
+
+
+def test_no_line_assigns_three_values_at_once():
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("particledaps/**/*.py"), *ROOT.glob("tools/*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Tuple):
+                targets = [len(t.elts) for t in node.targets if isinstance(t, ast.Tuple)]
+                assert not targets or max(targets) < 3, f"{path}:{node.lineno}"

@@ -19,13 +19,13 @@ if __name__ == "__main__":  # before torch is loaded
 
     let_waiting_threads_sleep()
 
-from particledaps.priors.conversion.convert import Card, convert_checkpoint
+from particledaps.priors.conversion.convert import ConversionCard, convert_checkpoint
 from particledaps.priors.conversion.families import FAMILIES, OPTIONS
 from particledaps.priors.conversion.schedule import schedule_text
 from particledaps.priors.errors import PriorError
 
 
-def summary(card: Card, target: Path) -> str:
+def summary(card: ConversionCard, target: Path) -> str:
     """The card in a few lines."""
     lines = [f"{target}: {card.family} from {card.source_file} (sha256 {card.source_sha256[:16]}...)"]
     lines += [f"  {name}: {count:,} parameters" for name, count in card.parameters.items()]
@@ -40,14 +40,14 @@ def summary(card: Card, target: Path) -> str:
     return "\n".join(lines)
 
 
-def _places(card: Card) -> list[str]:
+def _places(card: ConversionCard) -> list[str]:
     """Where in the file the weights stand, and what was taken off their names."""
     beside = f"; left out: {', '.join(card.other_entries)}" if card.other_entries else ""
     entry = [f"  read from its entry {card.entry or '(none)'}{beside}"] if card.entry or beside else []
     return entry + [f"  removed {name} from {count} names" for name, count in card.removed_names.items()]
 
 
-def _facts(card: Card) -> list[str]:
+def _facts(card: ConversionCard) -> list[str]:
     """What the tensors do not tell, and where it comes from; nothing for cards of before it was recorded."""
     if not card.schedule:
         return []
@@ -59,7 +59,7 @@ def _facts(card: Card) -> list[str]:
     ]
 
 
-def _origin(card: Card, fact: str) -> str:
+def _origin(card: ConversionCard, fact: str) -> str:
     return f" (from {card.origins[fact]})" if fact in card.origins else ""
 
 

@@ -38,7 +38,9 @@ if TYPE_CHECKING:  # torch and Hydra may be what is missing
     from plan import RunSettings
 
 ROOT = Path(__file__).resolve().parent.parent
-PROGRAM, WIDTH, INDENT = "doctor.py", 116, 11
+PROGRAM = "doctor.py"
+WIDTH = 116
+INDENT = 11
 DEFAULT_MODEL = "cats64"
 
 

@@ -18,9 +18,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from particledaps.reports.comparison import ComparisonError
 from particledaps.reports.comparison_table import comparison_table
+from particledaps.reports.finished_runs import ResultsError, Run, join_runs
 from particledaps.reports.plots import write_plots
 from particledaps.reports.read_metrics import read_run
-from particledaps.reports.results import ResultsError, Run, join_runs
 from particledaps.reports.summary import run_table
 from particledaps.reports.tables import RENDERERS, Table, terminal
 

@@ -31,8 +31,8 @@ from particledaps.reports.comparison import (
     paired_difference,
     partners,
 )
+from particledaps.reports.finished_runs import ResultsError, join_runs
 from particledaps.reports.read_metrics import read_run
-from particledaps.reports.results import ResultsError, join_runs
 
 QUANTITIES = {"selected": ("psnr", "selected"), "best": ("psnr", "best"), "best_aligned": ("psnr_aligned", "best")}
 

@@ -17,7 +17,7 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", "
 SUFFIXES |= {".jfif", ".tga", ".avif"}
 
 
-class Known(NamedTuple):
+class KnownFile(NamedTuple):
     """What a run knows of a file: its id, and its checksum where it was reconstructed."""
 
     image_id: int
@@ -80,7 +80,7 @@ def _natural(path: Path) -> tuple[list[object], str]:
     return [int(p) if i % 2 else p for i, p in enumerate(parts)], name  # the name itself parts 1.png and 01.png
 
 
-def assign_ids(folder: Path, files: Sequence[Path], known: Mapping[str, Known]) -> dict[str, int]:
+def assign_ids(folder: Path, files: Sequence[Path], known: Mapping[str, KnownFile]) -> dict[str, int]:
     """The id of every file, by its path below ``folder``: known files keep theirs, new ones get new ones.
 
     A file that was only renamed keeps its id. In a new run ids are positions in the natural order.

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from particledaps.checkout import ROOT
 from particledaps.checks import DataError
 from particledaps.checksums import sha256_of
 from particledaps.data.image_folder import assign_ids, image_files
@@ -32,7 +33,7 @@ DAMAGED_IMAGE = (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image
 NUM_VALIDATION_GROUPS = 150
 BLOCK = 256
 """Rows of an archive that are read at once."""
-DEMO_FOLDER = Path(__file__).resolve().parents[2] / "assets" / "demo"
+DEMO_FOLDER = ROOT / "assets" / "demo"
 PHOTOGRAPHS = {"chelsea": (0.63, 0.5), "astronaut": (0.5, 0.5), "coffee": (0.5, 0.5)}
 """Of scikit-image, with the centre of the square that is cut; the cat's is the middle between its eyes."""
 LARGEST_SYNTHETIC = 128
@@ -95,7 +96,7 @@ def load_image(path: Path, resolution: int, channels: int = 3, bit_depth: int | 
 
     Raises:
         DataError: the file is no readable image, its shorter side is below ``resolution // 2``, or its numbers are no
-            grey levels (see :func:`data.pixel_values.deep_planes`).
+            grey levels (see :func:`particledaps.data.pixel_values.deep_planes`).
     """
     try:
         with Image.open(path) as opened:
@@ -317,7 +318,9 @@ class _Rows:
     """Rows of an array of an archive, read in blocks: a compressed one is unfolded from its start every time."""
 
     def __init__(self, path: Path, name: str, rows: Sequence[int]) -> None:
-        self.path, self.name, self.rows = path, name, rows
+        self.path = path
+        self.name = name
+        self.rows = rows
         self.first, self.block = 0, np.empty((0,))
 
     def __call__(self, position: int) -> np.ndarray:

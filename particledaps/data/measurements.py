@@ -1,7 +1,7 @@
 """Measurements from a file: read, brought to this project's convention, and held against what an image can cause.
 
-What was not measured is NaN from here to :func:`operators.measured.leave_out`, whether the file says so by NaN or by
-``mask``; so it moves along with ``y`` when an origin is shifted.
+What was not measured is NaN from here to :func:`particledaps.operators.measured.leave_out`, whether the file says so by
+NaN or by ``mask``; so it moves along with ``y`` when an origin is shifted.
 """
 
 from __future__ import annotations

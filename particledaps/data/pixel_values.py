@@ -14,7 +14,10 @@ from PIL import Image, ImageOps
 
 from particledaps.data.upright import read_orientation, upright
 
-BITS, PHOTOMETRIC, EXTRA, SAMPLE_FORMAT = 258, 262, 338, 339
+BITS = 258
+PHOTOMETRIC = 262
+EXTRA = 338
+SAMPLE_FORMAT = 339
 MAX_SAMPLE_VALUES = (281, 341)
 DARK = 2**14
 """16-bit samples that stay below it are probably 8, 10, 12 or 14 bits stored in 16."""

@@ -16,7 +16,16 @@ class GaussianDenoiser(nn.Module):
     Args:
         mean: ``(C, H, W)``.
         covariance: ``(n, n)`` over the flattened latent, ``n = C * H * W``, or a number (isotropic).
+
+    Example:
+        >>> denoiser = GaussianDenoiser(torch.zeros(1, 1, 1), 1.0)
+        >>> denoiser(torch.full((1, 1, 1, 1), 10.0), 3.0).item()  # 10 * 1 / (1 + 9)
+        1.0
     """
+
+    mean: torch.Tensor
+    values: torch.Tensor
+    vectors: torch.Tensor
 
     def __init__(self, mean: torch.Tensor, covariance: torch.Tensor | float) -> None:
         super().__init__()
@@ -57,6 +66,10 @@ class GaussianMixtureDenoiser(nn.Module):
         means: ``(K, C, H, W)``.
         stds: ``(K,)`` standard deviations.
     """
+
+    log_weights: torch.Tensor
+    means: torch.Tensor
+    variances: torch.Tensor
 
     def __init__(self, weights: torch.Tensor, means: torch.Tensor, stds: torch.Tensor) -> None:
         super().__init__()

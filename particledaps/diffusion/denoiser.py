@@ -92,7 +92,9 @@ class EDMDenoiser(nn.Module):
 
     def __init__(self, network: Network, sigma_data: float = 1.0, noise_scale: float = 0.25) -> None:
         super().__init__()
-        self.network, self.sigma_data, self.noise_scale = network, sigma_data, noise_scale
+        self.network = network
+        self.sigma_data = sigma_data
+        self.noise_scale = noise_scale
 
     def forward(self, z: torch.Tensor, sigma: torch.Tensor | float) -> torch.Tensor:
         s, d = broadcast_sigma(sigma, z), self.sigma_data
@@ -112,7 +114,9 @@ class GuidedDenoiser(nn.Module):
 
     def __init__(self, conditional: Denoiser, unconditional: Denoiser, scale: float) -> None:
         super().__init__()
-        self.conditional, self.unconditional, self.scale = conditional, unconditional, scale
+        self.conditional = conditional
+        self.unconditional = unconditional
+        self.scale = scale
 
     def forward(self, z: torch.Tensor, sigma: torch.Tensor | float) -> torch.Tensor:
         free = self.unconditional(z, sigma)

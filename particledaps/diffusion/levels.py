@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import overload
+
 import torch
 
 
@@ -30,6 +32,10 @@ def network_sigma(sigma: torch.Tensor | float, z: torch.Tensor) -> torch.Tensor:
     return sigma.expand(len(z))
 
 
+@overload
+def per_particle(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor: ...
+@overload
+def per_particle(values: torch.Tensor | float, like: torch.Tensor) -> torch.Tensor | float: ...
 def per_particle(values: torch.Tensor | float, like: torch.Tensor) -> torch.Tensor | float:
     """Reshape ``(P,)`` to ``(P, 1, ...)``; numbers pass."""
     if isinstance(values, torch.Tensor) and values.ndim == 1:

@@ -114,8 +114,20 @@ def curvature_along(x: torch.Tensor, gradient: torch.Tensor, target: Target, dis
     """
     norm = gradient.flatten(1).norm(dim=1)
     unit = gradient / per_particle(norm.clamp(min=1e-30), x)
-    ahead = target(x + distance * unit, True).gradient
+    ahead, _ = evaluate(target, x + distance * unit)
     return (ahead - gradient).flatten(1).norm(dim=1) / distance
+
+
+def evaluate(target: Target, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradient of U and data loss at ``x``.
+
+    Raises:
+        ValueError: the target has no gradient.
+    """
+    _, gradient, loss = target(x, True)
+    if gradient is None:
+        raise ValueError("this kernel needs a gradient, and the target gives none")
+    return gradient, loss
 
 
 def run_chain(
@@ -144,10 +156,11 @@ def run_chain(
             x, current = metropolis_step(x, current, target, settings.step_size, draw(), draw_uniform())
         return x, current.loss
     momentum = settings.momentum if settings.kernel == "hmc" else 0.0
-    velocity, step_size = draw() if momentum else torch.zeros_like(x), settings.step_size
+    velocity = draw() if momentum else torch.zeros_like(x)
+    step_size: torch.Tensor | float = settings.step_size
     loss = x.new_zeros(len(x))
     for index in range(settings.num_steps):
-        _, gradient, loss = target(x, True)
+        gradient, loss = evaluate(target, x)
         if index == 0 and settings.curvature_limit is not None:
             stable = settings.curvature_limit / curvature_along(x, gradient, target)
             step_size = stable.clamp(max=settings.step_size)

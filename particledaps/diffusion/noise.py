@@ -101,7 +101,9 @@ class ContinuousVPNoise:
     """
 
     def __init__(self, beta_d: float = 19.9, beta_min: float = 0.1, num_steps: int = 1000) -> None:
-        self.beta_d, self.beta_min, self.num_steps = beta_d, beta_min, num_steps
+        self.beta_d = beta_d
+        self.beta_min = beta_min
+        self.num_steps = num_steps
 
     def sigma_to_t(self, sigma: torch.Tensor | float) -> torch.Tensor:
         """Fractional timestep of ``sigma`` >= 0."""

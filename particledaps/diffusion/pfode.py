@@ -26,6 +26,13 @@ class DiffusionPFODE:
     Args:
         denoiser: the prior's denoiser ``D``.
         solver: ``euler`` (one call an interval) or ``heun`` (two, second order; the last interval to 0 is Euler).
+
+    Example:
+        A prior that knows one image takes every z to it in one step.
+
+        >>> ode = DiffusionPFODE(lambda z, sigma: torch.zeros_like(z))
+        >>> ode.solve(torch.full((1, 1, 1, 1), 7.0), torch.tensor([7.0, 0.0])).item()
+        0.0
     """
 
     def __init__(self, denoiser: Denoiser, solver: str = "euler") -> None:

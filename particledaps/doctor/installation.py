@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-OK, NOTE, PROBLEM = "ok", "note", "problem"
+OK = "ok"
+NOTE = "note"
+PROBLEM = "problem"
 OLDEST_PYTHON = (3, 11)
 TOOLS = ("pytest", "ruff")
 """Packages that only development needs."""

@@ -63,7 +63,9 @@ def shape_findings(prior: Prior, z: torch.Tensor) -> list[Finding]:
 def round_trip(prior: Prior, photograph: torch.Tensor, z: torch.Tensor) -> Finding:
     """``decode(encode(photograph))`` against the photograph, in [-1, 1]."""
     decoded = prior.decode(z)
-    psnr, low, high = psnr_db(decoded, photograph).item(), decoded.min().item(), decoded.max().item()
+    psnr = psnr_db(decoded, photograph).item()
+    low = decoded.min().item()
+    high = decoded.max().item()
     text = f"a photograph through the autoencoder and back: {psnr:.1f} dB, values {low:.2f} to {high:.2f}"
     if not psnr >= LOWEST_PSNR_DB:  # also nan
         return Finding(PROBLEM, text, "damaged weights, or another data range than -1 to 1: load the prior anew")

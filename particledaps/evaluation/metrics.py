@@ -28,7 +28,13 @@ def to_unit_range(x: torch.Tensor) -> torch.Tensor:
 
 
 def psnr_db(x: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    r""":math:`-10 \log_{10}(mse + 10^{-8})` on [0, 1], ``(B,)``; inputs ``(B, C, H, W)`` in [-1, 1]."""
+    r""":math:`-10 \log_{10}(mse + 10^{-8})` on [0, 1], ``(B,)``; inputs ``(B, C, H, W)`` in [-1, 1].
+
+    Example:
+        >>> x = torch.zeros(1, 3, 8, 8)
+        >>> round(psnr_db(x + 0.2, x).item(), 2)  # wrong by 0.1 of the range
+        20.0
+    """
     mse = (to_unit_range(x) - to_unit_range(truth)).double().square().flatten(1).mean(1)
     return -10 * torch.log10(mse + 1e-8)
 
@@ -69,7 +75,7 @@ class Evaluator:
         symmetries: the operator's natural ambiguities, the identity first.
         lpips: the LPIPS network, or None to leave LPIPS out.
         channel_symmetries: number of channels -> the ambiguities of single channels, the identity first, if there are
-            any; see :meth:`operators.operator.Operator.channel_symmetries`.
+            any; see :meth:`particledaps.operators.operator.Operator.channel_symmetries`.
     """
 
     def __init__(
@@ -78,7 +84,9 @@ class Evaluator:
         lpips: ContentLoss | None = None,
         channel_symmetries: Callable[[int], Sequence[Symmetry]] = lambda channels: (),
     ) -> None:
-        self.symmetries, self.lpips, self.channel_symmetries = tuple(symmetries), lpips, channel_symmetries
+        self.symmetries = tuple(symmetries)
+        self.lpips = lpips
+        self.channel_symmetries = channel_symmetries
 
     @property
     def names(self) -> tuple[str, ...]:

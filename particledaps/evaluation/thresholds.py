@@ -1,4 +1,4 @@
-"""Thresholds of the labels in :mod:`evaluation.modes`; they stand in every record."""
+"""Thresholds of the labels in :mod:`particledaps.evaluation.modes`; they stand in every record."""
 
 from __future__ import annotations
 

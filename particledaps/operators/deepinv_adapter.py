@@ -41,7 +41,9 @@ class PhysicsOperator(Operator):
         if sigma is None:
             raise ValueError(f"noise_sigma: {type(physics).__name__} has no noise_model.sigma, so give noise_sigma")
         self.name = f"deepinv_{type(physics).__name__}"
-        self.noise_sigma, self.slope, self.image_like = check_noise(sigma), RANGES[data_range], image_like
+        self.noise_sigma = check_noise(sigma)
+        self.slope = RANGES[data_range]
+        self.image_like = image_like
         self.linear = callable(getattr(physics, "A_adjoint", None))
         self._physics = physics
         self._placed = cache(self._placed_on)

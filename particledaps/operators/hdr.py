@@ -41,7 +41,9 @@ class HighDynamicRange(Operator):
         return tuple(image_shape)
 
     def objective(self, y: torch.Tensor) -> Objective:
-        recover = y.abs() < 1 - 3 * self.noise_sigma if self.recover_saturated else torch.zeros_like(y, dtype=bool)
+        recover = (
+            y.abs() < 1 - 3 * self.noise_sigma if self.recover_saturated else torch.zeros_like(y, dtype=torch.bool)
+        )
 
         def evaluate(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             with torch.no_grad():

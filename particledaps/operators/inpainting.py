@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import copy
 from functools import cache
 
@@ -15,7 +16,7 @@ class Inpainting(LinearOperator):
 
     As in DAPS the measurement keeps the image's shape and unseen entries hold noise alone: they add a constant to the
     loss, which :meth:`noise_floor` knows from ``y``. In a measurement file ``mask`` is this mask of pixels; entries of
-    ``y`` that were not even read are NaN (:mod:`operators.measured`).
+    ``y`` that were not even read are NaN (:mod:`particledaps.operators.measured`).
 
     Args:
         per_image: draw a mask for each image; False: one for all (DAPS).
@@ -23,6 +24,7 @@ class Inpainting(LinearOperator):
     """
 
     image_like, part_name = True, "mask"
+    _placed: Callable[[torch.dtype, torch.device], torch.Tensor]
 
     def __init__(self, per_image: bool, noise_sigma: float) -> None:
         self.per_image, self.noise_sigma = per_image, check_noise(noise_sigma)
@@ -51,14 +53,18 @@ class Inpainting(LinearOperator):
         Raises:
             ValueError: none was drawn or given, or it has another size.
         """
-        if self.part is None:
-            raise ValueError(f"{self.name} has no mask yet: use for_image or with_part")
-        if self.part.shape != like.shape[-2:]:
-            raise ValueError(f"mask of {tuple(self.part.shape)} px does not fit images of {tuple(like.shape[-2:])} px")
+        part = self._drawn()
+        if part.shape != like.shape[-2:]:
+            raise ValueError(f"mask of {tuple(part.shape)} px does not fit images of {tuple(like.shape[-2:])} px")
         return self._placed(like.dtype, like.device)
 
     def _placed_on(self, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-        return self.part.to(device, dtype)
+        return self._drawn().to(device, dtype)
+
+    def _drawn(self) -> torch.Tensor:
+        if self.part is None:
+            raise ValueError(f"{self.name} has no mask yet: use for_image or with_part")
+        return self.part
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return x * self.mask(x)
@@ -122,7 +128,9 @@ class BoxInpainting(Inpainting):
             raise ValueError(f"max_side={max_side}: must be at least min_side={min_side}")
         if margin < 0:
             raise ValueError(f"margin={margin}: must be at least 0")
-        self.min_side, self.max_side, self.margin = min_side, max_side, margin
+        self.min_side = min_side
+        self.max_side = max_side
+        self.margin = margin
         self.reference_side = check_reference_side(reference_side)
 
     def measurement_shape(self, image_shape: tuple[int, int, int]) -> tuple[int, ...]:

@@ -57,8 +57,12 @@ class MeasuredPart(Operator):
         self.count = int(self.measured.sum())
         if self.count == 0:
             raise ValueError(f"{operator.name}: no entry of the measurement was measured")
-        self.name, self.noise_sigma, self.image_like = operator.name, operator.noise_sigma, operator.image_like
-        self.part_name, self.part, self.per_image = operator.part_name, operator.part, operator.per_image
+        self.name = operator.name
+        self.noise_sigma = operator.noise_sigma
+        self.image_like = operator.image_like
+        self.part_name = operator.part_name
+        self.part = operator.part
+        self.per_image = operator.per_image
         self._seen = cache(self.measured.to)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:

@@ -16,12 +16,12 @@ class Readings(NamedTuple):
 
     Attributes:
         seen: ``(C, H, W)`` bool.
-        count: ``(C, H, W)`` how often the pair of each entry was measured, 0 to 2; self-conjugate ones 0 or 2.
+        times: ``(C, H, W)`` how often the pair of each entry was measured, 0 to 2; self-conjugate ones 0 or 2.
         share: ``(C, H, W // 2 + 1)`` half of it: the share of the pair's weight that is left.
     """
 
     seen: torch.Tensor
-    count: torch.Tensor
+    times: torch.Tensor
     share: torch.Tensor
 
 
@@ -92,7 +92,7 @@ class MeasuredPhaseRetrieval(PhaseRetrieval):
         """Average the measured entries of each conjugate pair; the weight ``(C, H, W // 2 + 1)`` is their number."""
         readings = self._readings(y.dtype, y.device)
         plane = torch.where(readings.seen, torch.fft.ifftshift(y, dim=(-2, -1)), 0)
-        mean = (plane + mirror_frequencies(plane)) / readings.count.clamp(min=1)
+        mean = (plane + mirror_frequencies(plane)) / readings.times.clamp(min=1)
         pair_loss = torch.where(readings.seen, plane - mean, 0).square().flatten(1).sum(1)
         weight = self.column_weight(y) * readings.share
         return HalfPlane(mean[..., : weight.shape[-1]], weight, pair_loss)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import copy
 from functools import cache
 
@@ -33,7 +34,11 @@ class MotionBlur(LinearOperator):
         ValueError: a value is out of range.
     """
 
-    name, image_like, part_name = "motion_blur", True, "kernel"
+    name = "motion_blur"
+    image_like = True
+    part_name = "kernel"
+
+    _spectrum: Callable[[tuple[int, int], torch.dtype, torch.device], torch.Tensor]
 
     def __init__(
         self,
@@ -47,7 +52,9 @@ class MotionBlur(LinearOperator):
             raise ValueError(f"kernel_size={kernel_size}: must be odd and at least 1")
         if not 0 <= intensity <= 1:
             raise ValueError(f"intensity={intensity}: must be from 0 to 1")
-        self.kernel_size, self.intensity, self.per_image = kernel_size, float(intensity), per_image
+        self.kernel_size = kernel_size
+        self.intensity = float(intensity)
+        self.per_image = per_image
         self.reference_side, self.noise_sigma = check_reference_side(reference_side), check_noise(noise_sigma)
 
     def for_image(self, image_shape: tuple[int, int, int], generator: torch.Generator) -> MotionBlur:
@@ -89,14 +96,18 @@ class MotionBlur(LinearOperator):
         return 2 * (int(pixels(self.kernel_size, image_shape, self.reference_side)) // 2) + 1
 
     def _prepared(self, like: torch.Tensor) -> tuple[torch.Tensor, int, tuple[int, int]]:
-        if self.part is None:
-            raise ValueError(f"{self.name} has no kernel yet: use for_image or with_part")
-        radius = len(self.part) // 2
-        size = tuple(-(-(n + 2 * radius) // FFT_MULTIPLE) * FFT_MULTIPLE for n in like.shape[-2:])
+        radius = len(self._drawn()) // 2
+        height, width = (-(-(n + 2 * radius) // FFT_MULTIPLE) * FFT_MULTIPLE for n in like.shape[-2:])
+        size = height, width
         return self._spectrum(size, like.dtype, like.device), radius, size
 
+    def _drawn(self) -> torch.Tensor:
+        if self.part is None:
+            raise ValueError(f"{self.name} has no kernel yet: use for_image or with_part")
+        return self.part
+
     def _spectrum_on(self, size: tuple[int, int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-        return torch.fft.rfft2(self.part.to(device, dtype), s=size).conj().resolve_conj()
+        return torch.fft.rfft2(self._drawn().to(device, dtype), s=size).conj().resolve_conj()
 
 
 def fold_reflection(padded: torch.Tensor, radius: int) -> torch.Tensor:

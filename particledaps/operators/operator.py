@@ -164,9 +164,15 @@ class LinearOperator(Operator):
         def evaluate(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             with torch.no_grad():
                 residual = self(x) - y
-                return residual.square().flatten(1).sum(1), 2 * self.adjoint(residual, tuple(x.shape[1:]))
+                return residual.square().flatten(1).sum(1), 2 * self.adjoint(residual, image_shape_of(x))
 
         return evaluate
+
+
+def image_shape_of(x: torch.Tensor) -> tuple[int, int, int]:
+    """``(C, H, W)`` of images ``(B, C, H, W)``."""
+    channels, height, width = x.shape[1:]
+    return channels, height, width
 
 
 def check_noise(noise_sigma: float) -> float:

@@ -58,6 +58,14 @@ class PhaseRetrieval(Operator):
     Args:
         oversample: padding, in eighths of the side for each side of the image.
         noise_sigma: standard deviation of the noise on the magnitudes (range of images: [0, 1]).
+
+    Example:
+        >>> operator = PhaseRetrieval(oversample=2.0)
+        >>> x = torch.linspace(-1, 1, 64).reshape(1, 1, 8, 8)
+        >>> operator(x).shape  # 12 = 1.5 * 8
+        torch.Size([1, 1, 12, 12])
+        >>> torch.allclose(operator(x), operator(x.flip(-1, -2)))  # the twin is not told apart
+        True
     """
 
     name = "phase_retrieval"
@@ -128,7 +136,7 @@ class PhaseRetrieval(Operator):
         mean = self.half_plane(y).pair_loss + variance * independent
         return NoiseFloor(mean, torch.full_like(mean, variance * (2 * independent) ** 0.5))
 
-    def estimated_noise_sigma(self, y: torch.Tensor) -> torch.Tensor:
+    def estimated_noise_sigma(self, y: torch.Tensor) -> torch.Tensor | None:
         """Noise level that the conjugate pairs reveal, ``(B,)``: ``mean((y1 - y2)^2) / 2`` is its square."""
         return (self.half_plane(y).pair_loss / count_entries(y)[0]).sqrt()
 
@@ -141,7 +149,8 @@ class PhaseRetrieval(Operator):
         first, second = flat[..., torch.minimum(index, conjugate)], flat[..., torch.maximum(index, conjugate)]
         pairs, self_conjugate = count_entries(y)
         floor = y.new_full((len(y),), self.noise_sigma**2 * (2 * pairs + self_conjugate))
-        return Halves(*(torch.fft.fftshift(copy, dim=(-2, -1)) for copy in (first, second)), floor)
+        fit, held = (torch.fft.fftshift(copy, dim=(-2, -1)) for copy in (first, second))
+        return Halves(fit, held, floor)
 
     def symmetries(self) -> tuple[Symmetry, ...]:
         """Identity and the 180-degree rotation, the two answers that look like photographs."""

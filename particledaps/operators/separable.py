@@ -8,7 +8,7 @@ from functools import cache
 import torch
 
 from particledaps.operators.interpolation import along_rows_and_columns
-from particledaps.operators.operator import LinearOperator
+from particledaps.operators.operator import LinearOperator, image_shape_of
 
 
 class SeparableOperator(LinearOperator):
@@ -25,7 +25,7 @@ class SeparableOperator(LinearOperator):
         """The map of a row or column of ``size`` pixels of an image, ``(out, size)`` in float64."""
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return along_rows_and_columns(x, *self._matrices(x, tuple(x.shape[1:])))
+        return along_rows_and_columns(x, *self._matrices(x, image_shape_of(x)))
 
     def adjoint(self, y: torch.Tensor, image_shape: tuple[int, int, int]) -> torch.Tensor:
         rows, columns = self._matrices(y, image_shape)

@@ -129,7 +129,8 @@ def conjugate_drawn_bands(x: torch.Tensor, draw: DrawBand, generators: Sequence[
         draw: :func:`draw_band` or :func:`draw_low_band`.
         generators: P of them.
     """
-    bands = torch.stack([draw(*x.shape[-2:], generator) for generator in generators])
+    height, width = x.shape[-2:]
+    bands = torch.stack([draw(height, width, generator) for generator in generators])
     return conjugate_band(x, bands.to(x.device))
 
 

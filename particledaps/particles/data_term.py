@@ -22,14 +22,21 @@ class DataTerm:
     """
 
     def __init__(self, prior: Prior, operator: Operator, y: torch.Tensor, gradient_clamp: float | None = None) -> None:
-        self.prior, self.size, self.gradient_clamp = prior, prior.decode_batch or len(y), gradient_clamp
+        self.prior = prior
+        self.size = prior.decode_batch or len(y)
+        self.gradient_clamp = gradient_clamp
         self.objectives = [operator.objective(part) for part in y.split(self.size)]
 
     def __call__(self, z: torch.Tensor, with_gradient: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Losses ``(P,)`` and, if asked for, gradients like ``z``."""
-        parts = zip(z.split(self.size), self.objectives, strict=True)
         if not with_gradient:
+            parts = zip(z.split(self.size), self.objectives, strict=True)
             return torch.cat([objective(self.prior.decode(part))[0] for part, objective in parts]), None
+        return self.differentiate(z)
+
+    def differentiate(self, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Losses ``(P,)`` and gradients like ``z``."""
+        parts = zip(z.split(self.size), self.objectives, strict=True)
         losses, gradients = zip(*(self._differentiate(*part) for part in parts), strict=True)
         return torch.cat(losses), torch.cat(gradients)
 

@@ -128,7 +128,9 @@ def optimise(
     result, reason = z.clone(), ["max_iters"] * len(z)
     taken, change = torch.zeros(len(z), dtype=torch.long, device=z.device), z.new_zeros(len(z))
     rows, moments = torch.arange(len(z), device=z.device), Moments(torch.zeros_like(z), torch.zeros_like(z))
-    last, step, history = z.new_zeros(len(z)), torch.zeros_like(z), deque()
+    last = z.new_zeros(len(z))
+    step = torch.zeros_like(z)
+    history: deque[torch.Tensor] = deque()
     for iteration in range(settings.max_iters):
         loss, gradient = objective(z, rows)
         change[rows] += inner(gradient, step) / 2
@@ -142,7 +144,10 @@ def optimise(
                 for i in rows[particles].tolist():
                     reason[i] = why
             going = ~ended
-            rows, z, gradient, moments = rows[going], z[going], gradient[going], moments[going]
+            rows = rows[going]
+            z = z[going]
+            gradient = gradient[going]
+            moments = moments[going]
         if len(rows) == 0:
             break
         moved = adamw_step(z, gradient, moments, iteration + 1, settings.lr, settings.weight_decay)
@@ -178,16 +183,20 @@ class ParticleObjective:
     """
 
     def __init__(self, prior: Prior, operator: Operator, y: torch.Tensor, settings: DescentSettings) -> None:
-        self.prior, self.operator, self.y, self.settings = prior, operator, y, settings
-        self._count, self._term = -1, None
+        self.prior = prior
+        self.operator = operator
+        self.y = y
+        self.settings = settings
+        self._count = -1
+        self._term: DataTerm | None = None
 
     def __call__(self, z: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Data losses ``(R,)`` and gradients like ``z`` ``(R, ...)`` of particles ``rows``."""
         settings = self.settings
-        if len(rows) != self._count:
+        if self._term is None or len(rows) != self._count:
             self._count = len(rows)
             self._term = DataTerm(self.prior, self.operator, self.y[rows])
-        loss, gradient = self._term(z, True)
+        loss, gradient = self._term.differentiate(z)
         if settings.prior_sigma == 0:
             return loss, gradient / self.y[0].numel()
         with torch.no_grad():

@@ -116,7 +116,9 @@ class ImageSpace:
         symmetries: Sequence[Symmetry] = (IDENTITY,),
         odd_under: Symmetry | None = None,
     ) -> None:
-        self.prior, self.features, self.name = prior, features, name
+        self.prior = prior
+        self.features = features
+        self.name = name
         self.symmetries, self.odd_under = tuple(symmetries), odd_under
 
     def force(self, z: torch.Tensor) -> Force:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from particledaps.operators.operator import Operator
     from particledaps.priors.prior import Prior
-    from particledaps.settings.hook_keys import Asked
+    from particledaps.settings.hook_keys import HooksAsked
 
 
 NEEDED_SYMMETRY = "rotate_180"
@@ -54,7 +54,7 @@ class Setup:
     prior: Prior
     operator: Operator
     path: torch.Tensor
-    asked: Asked
+    asked: HooksAsked
     device: torch.device
     first_level: int = 0
 

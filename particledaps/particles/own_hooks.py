@@ -1,7 +1,7 @@
 """Hooks of the user's own, named on the command line: ``hooks=[my_hook:LogSpread]``.
 
 An entry is ``package.module:factory``, or a mapping of ``target`` and ``options``. The factory is called with the
-options, and with ``setup`` (:class:`particles.hook_setup.Setup`) where it takes an argument of that name.
+options, and with ``setup`` (:class:`particledaps.particles.hook_setup.Setup`) where it takes an argument of that name.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MOMENTS = ("before_ode", "after_mcmc", "before_renoise", "after_levels", "at_end
 
 
 @dataclass(frozen=True)
-class Entry:
+class AskedHook:
     """One hook as it was asked for.
 
     Attributes:
@@ -42,9 +42,9 @@ class Entry:
         return self.target.partition(":")[2]
 
 
-def entries(asked: list[Any]) -> list[Entry]:
+def entries(asked: list[Any]) -> list[AskedHook]:
     """What the key ``hooks`` holds, once :func:`problems` has found nothing."""
-    return [Entry(a, {}) if isinstance(a, str) else Entry(a["target"], a.get("options") or {}) for a in asked]
+    return [AskedHook(a, {}) if isinstance(a, str) else AskedHook(a["target"], a.get("options") or {}) for a in asked]
 
 
 def problems(asked: list[Any]) -> Iterator[str]:
@@ -79,7 +79,7 @@ def record(asked: list[Any], info: Info) -> dict[str, Any] | None:
     return {e.name: info.part(e.name).rows for e in entries(asked)} if asked else None
 
 
-def _make(entry: Entry, setup: Setup) -> Hook:
+def _make(entry: AskedHook, setup: Setup) -> Hook:
     factory = import_target("hooks", entry.target)
     try:
         takes_setup = "setup" in inspect.signature(factory).parameters
@@ -97,7 +97,7 @@ class OwnHook(Hook):
         entry: how it was asked for.
     """
 
-    def __init__(self, hook: Hook, entry: Entry) -> None:
+    def __init__(self, hook: Hook, entry: AskedHook) -> None:
         self.hook, self.entry = hook, entry
 
     def fresh(self) -> OwnHook:

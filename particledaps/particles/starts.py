@@ -15,7 +15,7 @@ from particledaps.operators.phase_retrieval import PhaseRetrieval
 from particledaps.particles.state import Start
 from particledaps.paths.schedules import first_level_at_most
 from particledaps.settings.device import synchronise
-from particledaps.settings.hook_keys import Asked, key
+from particledaps.settings.hook_keys import HooksAsked, key
 
 if TYPE_CHECKING:
     from particledaps.operators.operator import Operator
@@ -31,7 +31,7 @@ class Settings:
     """Where the particles begin; the keys ``start`` and ``start_*``.
 
     Attributes:
-        kind: the key ``start``: ``noise``, or the images of a classical solver, encoded and re-noised: ``hio`` or
+        kind: ``noise``, or the images of a classical solver, encoded and re-noised: ``hio`` or
             ``raar``.
         sigma: the particles of a warm start begin at the first level with at most this sigma.
         restarts: random starts of the solver; the particles take those of lowest residual.
@@ -44,7 +44,7 @@ class Settings:
     iterations: int = key(300, low=1)
 
 
-def conflicts(settings: Settings, asked: Asked) -> Iterator[str]:
+def conflicts(settings: Settings, asked: HooksAsked) -> Iterator[str]:
     """Sentences on values that exclude each other."""
     if settings.kind != "noise" and settings.restarts < asked.num_samples:
         yield (

@@ -12,7 +12,7 @@ NUM_TIMESTEPS = 1000
 
 
 class Streams(Protocol):
-    """Keyed random streams, see :class:`streams.ParticleStreams`."""
+    """Keyed random streams, see :class:`particledaps.streams.ParticleStreams`."""
 
     def generators(
         self, particle_ids: list[int], purpose: str, level: int, device: torch.device | str
@@ -70,13 +70,13 @@ class State:
         """Keep some particles: every tensor is sliced at once."""
         if not isinstance(index, slice | torch.Tensor):
             index = torch.as_tensor(index, device=self.z.device)
-        cut = {f.name: getattr(self, f.name)[index] for f in fields(self) if f.name in PARTICLE_FIELDS}
+        cut: dict[str, Any] = {f.name: getattr(self, f.name)[index] for f in fields(self) if f.name in PARTICLE_FIELDS}
         if self.drift is not None:
             term, scale = self.drift
             cut["drift"] = term[index], scale[index] if isinstance(scale, torch.Tensor) and scale.ndim else scale
         return replace(self, **cut)
 
-    def children(self, parents: Sequence[int], least_id: int = 0, **changes: torch.Tensor) -> State:
+    def children(self, parents: Sequence[int], least_id: int = 0, **changes: Any) -> State:
         """Copies of the particles in the rows ``parents``, under new ids, with ``changes`` to their tensors.
 
         ``join`` them to this state: they know the ``next_id`` after them.
@@ -84,12 +84,14 @@ class State:
         rows = torch.tensor(list(parents), dtype=torch.long, device=self.z.device)
         copies, first = self[rows], max(self.next_id, least_id)
         ids = first + torch.arange(len(rows), device=rows.device)
-        family = {"particle_id": ids, "parent_id": copies.particle_id, "next_id": first + len(copies)}
+        family: dict[str, Any] = {"particle_id": ids, "parent_id": copies.particle_id, "next_id": first + len(copies)}
         return replace(copies, **family, **changes)
 
     def join(self, other: State) -> State:
         """These particles, then those of ``other``; what belongs to the level is taken from ``other``."""
-        parts = {name: torch.cat([getattr(self, name), getattr(other, name)]) for name in PARTICLE_FIELDS}
+        parts: dict[str, Any] = {
+            name: torch.cat([getattr(self, name), getattr(other, name)]) for name in PARTICLE_FIELDS
+        }
         return replace(other, **parts, drift=None)
 
     @property

@@ -40,6 +40,10 @@ def edm_path(num_steps: int, sigma_max: float, sigma_min: float, rho: float = 7.
     r"""Polynomial spacing (Karras et al. 2022, eq. 5).
 
     .. math:: \sigma_i = (\sigma_{max}^{1/\rho} + \tfrac{i}{N} (\sigma_{min}^{1/\rho} - \sigma_{max}^{1/\rho}))^\rho
+
+    Example:
+        >>> edm_path(4, sigma_max=10.0, sigma_min=0.1).round(decimals=3).tolist()
+        [10.0, 4.07, 1.451, 0.432, 0.0]
     """
     r = _positions(num_steps, sigma_max, sigma_min)
     high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)

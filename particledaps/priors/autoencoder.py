@@ -36,7 +36,7 @@ def build_kl_network(
     """An ``AutoencoderKL`` on ``patch x patch`` pixel blocks (space to depth).
 
     Working on blocks moves the arithmetic to a quarter of the positions with more channels each: at 64 px and equal
-    time it has twice the weights of the pixel-level network (see PROJECT.md for the comparison).
+    time it has twice the weights of the pixel-level network (compared in docs/lab/prior.md).
     """
     from diffusers import AutoencoderKL
 
@@ -108,7 +108,9 @@ class LatentAutoencoder(nn.Module):
         std: torch.Tensor | None = None,
     ) -> None:
         super().__init__()
-        self.network, self.scale, self.quantize = network, scale, quantize
+        self.network = network
+        self.scale = scale
+        self.quantize = quantize
         self.discrete = type(network).__name__ == "VQModel"
         for name, value in (("mean", mean), ("std", std)):
             self.register_buffer(name, None if value is None else value.reshape(1, -1, 1, 1).clone())
@@ -136,7 +138,9 @@ class ResizedAutoencoder(nn.Module):
 
     def __init__(self, autoencoder: Autoencoder, image_size: int, inner_size: int) -> None:
         super().__init__()
-        self.autoencoder, self.image_size, self.inner_size = autoencoder, image_size, inner_size
+        self.autoencoder = autoencoder
+        self.image_size = image_size
+        self.inner_size = inner_size
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
         """Enlarge, then encode."""

@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 import yaml
 
+from particledaps.checkout import ROOT
 from particledaps.checksums import sha256_of
 from particledaps.diffusion.noise import alphas_cumprod, linear_betas, scaled_linear_betas
 from particledaps.priors.errors import PriorError
 
-ROOT = Path(__file__).resolve().parents[2]
 CARDS = Path(__file__).with_name("cards.yaml")
 CHECKSUMS = "checksums.txt"
 PLACES = ("checkpoints", "torch_hub", "dataset")

@@ -22,7 +22,7 @@ def load_checkpoint(folder: CheckpointFolder, kind: str, options: LoadOptions) -
     """Load the prior in a folder.
 
     Args:
-        folder: see :func:`priors.diffusers_folder.open_folder`.
+        folder: see :func:`particledaps.priors.diffusers_folder.open_folder`.
         kind: ``ldm``, ``adm`` or ``diffusers`` (anything).
         options: device, type, condition and conventions.
 

@@ -12,12 +12,13 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
+from particledaps.checkout import ROOT
 from particledaps.priors.cards import refuse_known_file
 from particledaps.priors.errors import PriorError
 
 SIDE = 224
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
-CHECKPOINTS = Path(__file__).resolve().parents[2] / "checkpoints"
+CHECKPOINTS = ROOT / "checkpoints"
 
 
 def dino_weights(model: str, path: str | None) -> Path | None:

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from particledaps.checkout import ROOT
 from particledaps.diffusion.denoiser import EDMDenoiser
 from particledaps.priors.autoencoder import KLAutoencoder
 from particledaps.priors.embedded_checks import check_export, check_numbers, check_sides, is_patch, read_misfit_excess
@@ -24,7 +25,11 @@ from particledaps.priors.prior import Prior
 from particledaps.priors.trial import check_network
 from particledaps.priors.weight_files import check_finite
 
-CONFIG, AUTOENCODER, DENOISER = "config.json", "autoencoder.safetensors", "denoiser.safetensors"
+CATS64 = ROOT / "assets" / "cats64"
+"""The prior that this project ships."""
+CONFIG = "config.json"
+AUTOENCODER = "autoencoder.safetensors"
+DENOISER = "denoiser.safetensors"
 ENTRIES = {
     "name": str,
     "patch": int,

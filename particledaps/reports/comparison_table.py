@@ -15,7 +15,7 @@ from particledaps.reports.comparison import (
     partners,
     without_fingerprint,
 )
-from particledaps.reports.results import METRICS, ImageResult, Run
+from particledaps.reports.finished_runs import METRICS, ImageResult, Run
 from particledaps.reports.summary import label_runs, metric_title
 from particledaps.reports.tables import Cell, Column, Table
 

@@ -48,7 +48,7 @@ def measurement_picture(y: torch.Tensor, picture: torch.Tensor | None = None) ->
 
     Args:
         y: ``(C, H, W)``, NaN where not measured; other shapes are flattened to a row.
-        picture: what the operator takes it for, see :meth:`operators.operator.Operator.picture`.
+        picture: what the operator takes it for, see :meth:`particledaps.operators.operator.Operator.picture`.
     """
     if picture is not None and picture.ndim == 3 and picture.shape[0] in (1, 3):
         return _with_red_gaps(picture)

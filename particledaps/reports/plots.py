@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from particledaps.reports.results import RepulsionRow, Run
+from particledaps.reports.finished_runs import RepulsionRow, Run
 from particledaps.reports.summary import label_runs
 
 Values = dict[str, list[float]]

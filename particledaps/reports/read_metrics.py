@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from particledaps.reports.comparison import Fingerprint
-from particledaps.reports.results import METRICS, ImageResult, Phase, Quality, RepulsionRow, ResultsError, Run
+from particledaps.reports.finished_runs import METRICS, ImageResult, Phase, Quality, RepulsionRow, ResultsError, Run
 
 SCHEMA = 1
 CONVENTIONS = ("noise_sigma", "oversample", "measurement_range")
@@ -50,7 +50,9 @@ def _load(file: Path) -> dict[str, Any]:
 
 
 def _parse(metrics: dict[str, Any], path: str) -> Run:
-    meta, timing, vram = metrics["metadata"], metrics["timing"], metrics["vram"] or {}
+    meta = metrics["metadata"]
+    timing = metrics["timing"]
+    vram = metrics["vram"] or {}
     phases = {
         name: Phase(_number(p["seconds"]), p["steps"], _number(vram.get(f"{name}_peak_mb"), null=True))
         for name, p in timing["phases"].items()

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from particledaps.reports.comparison import Estimate, estimate
-from particledaps.reports.results import METRICS, Run
+from particledaps.reports.finished_runs import METRICS, Run
 from particledaps.reports.tables import Cell, Column, Table
 
 UNITS = {"psnr": ("PSNR", "_db", " [dB]", ".2f"), "ssim": ("SSIM", "", "", ".3f"), "lpips": ("LPIPS", "", "", ".3f")}
@@ -28,7 +28,7 @@ COMPACT = {
 }
 
 
-class Entry(NamedTuple):
+class ColumnOf(NamedTuple):
     """A column and how a run fills it."""
 
     column: Column
@@ -50,7 +50,7 @@ def run_table(runs: list[Run], everything: bool = False) -> Table:
     """
     labels = {id(run): label for run, label in zip(runs, label_runs(runs), strict=True)}
     entries = [
-        Entry(Column("run", "run"), lambda r: labels[id(r)]),
+        ColumnOf(Column("run", "run"), lambda r: labels[id(r)]),
         *_count_entries(),
         *(entry for metric in METRICS for entry in _metric_entries(metric)),
         _misfit_entry(),
@@ -64,12 +64,12 @@ def run_table(runs: list[Run], everything: bool = False) -> Table:
     return Table([e.column for e in shown], [[e.of(run) for e in shown] for run in runs])
 
 
-def _count_entries() -> list[Entry]:
+def _count_entries() -> list[ColumnOf]:
     return [
-        Entry(Column("images", "images", "d"), lambda r: len(r.images)),
-        Entry(Column("diverged_images", "diverged", "d"), lambda r: list(r.states.values()).count("diverged")),
-        Entry(Column("failed_images", "failed", "d"), lambda r: list(r.states.values()).count("failed")),
-        Entry(Column("particles", "particles", "d"), lambda r: r.num_samples),
+        ColumnOf(Column("images", "images", "d"), lambda r: len(r.images)),
+        ColumnOf(Column("diverged_images", "diverged", "d"), lambda r: list(r.states.values()).count("diverged")),
+        ColumnOf(Column("failed_images", "failed", "d"), lambda r: list(r.states.values()).count("failed")),
+        ColumnOf(Column("particles", "particles", "d"), lambda r: r.num_samples),
     ]
 
 
@@ -79,26 +79,26 @@ def metric_title(metric: str) -> tuple[str, str, str, str]:
     return f"{name} aligned" if metric.endswith("_aligned") else f"{name} raw", key_unit, unit, spec
 
 
-def _metric_entries(metric: str) -> list[Entry]:
+def _metric_entries(metric: str) -> list[ColumnOf]:
     title, key_unit, unit, spec = metric_title(metric)
 
-    def entry(field: str) -> Entry:
+    def entry(field: str) -> ColumnOf:
         column = Column(f"{metric}_{field}{key_unit}", f"{title} {field}{unit}", spec, with_error=True)
-        return Entry(column, lambda r: estimate(r.values(metric, field)))
+        return ColumnOf(column, lambda r: estimate(r.values(metric, field)))
 
     spread = Column(f"{metric}_std{key_unit}", f"{title} std{unit}", spec)
     fields = [entry(field) for field in ("best", "mean", "selected")]
-    return [*fields, Entry(spread, lambda r: estimate(r.values(metric, "std")).mean)]
+    return [*fields, ColumnOf(spread, lambda r: estimate(r.values(metric, "std")).mean)]
 
 
-def _misfit_entry() -> Entry:
+def _misfit_entry() -> ColumnOf:
     def lowest(run: Run) -> Estimate:
         return estimate(min(image.loss) if image.loss else None for image in run.images.values())
 
-    return Entry(Column("misfit_best", "misfit best", ".1f", with_error=True), lowest)
+    return ColumnOf(Column("misfit_best", "misfit best", ".1f", with_error=True), lowest)
 
 
-def _success_entries() -> list[Entry]:
+def _success_entries() -> list[ColumnOf]:
     return [
         _image_entry("success_rate", "success", "success"),
         _image_entry("particle_success_rate", "particle success", "solved_fraction"),
@@ -106,17 +106,17 @@ def _success_entries() -> list[Entry]:
     ]
 
 
-def _image_entry(key: str, title: str, field: str) -> Entry:
+def _image_entry(key: str, title: str, field: str) -> ColumnOf:
     """Mean of a field over the images that have it."""
 
     def over_images(run: Run) -> Estimate:
         values = (getattr(image, field) for image in run.images.values())
         return estimate(None if value is None else float(value) for value in values)
 
-    return Entry(Column(key, title, ".2f", with_error=True), over_images)
+    return ColumnOf(Column(key, title, ".2f", with_error=True), over_images)
 
 
-def _cost_entries() -> list[Entry]:
+def _cost_entries() -> list[ColumnOf]:
     def iterations(run: Run) -> int | None:
         counts = [i.iterations for i in run.images.values() if i.iterations is not None]
         return sum(counts) if counts else None
@@ -126,9 +126,9 @@ def _cost_entries() -> list[Entry]:
 
     return [
         _image_entry("seconds_per_image", "s/image", "seconds"),
-        Entry(Column("peak_vram_mb", "peak VRAM [MB]", ".0f"), peak),
-        Entry(Column("optimization_iterations", "opt. iterations", "d"), iterations),
-        Entry(
+        ColumnOf(Column("peak_vram_mb", "peak VRAM [MB]", ".0f"), peak),
+        ColumnOf(Column("optimization_iterations", "opt. iterations", "d"), iterations),
+        ColumnOf(
             Column("pairwise_distance", "pairwise distance", ".4g"),
             lambda r: estimate(x.distance for x in r.repulsion).mean,
         ),
@@ -139,12 +139,12 @@ def _phase_names(runs: list[Run]) -> list[str]:
     return list(dict.fromkeys(name for run in runs for name in run.phases))
 
 
-def _phase_entries(name: str) -> list[Entry]:
+def _phase_entries(name: str) -> list[ColumnOf]:
     def fact(field: str) -> Callable[[Run], Cell]:
         return lambda r: getattr(r.phases[name], field) if name in r.phases else None
 
     return [
-        Entry(Column(f"{name}_seconds", f"{name} [s]", ".2f"), fact("seconds")),
-        Entry(Column(f"{name}_steps", f"{name} steps", "d"), fact("steps")),
-        Entry(Column(f"{name}_peak_vram_mb", f"{name} peak VRAM [MB]", ".0f"), fact("peak_vram_mb")),
+        ColumnOf(Column(f"{name}_seconds", f"{name} [s]", ".2f"), fact("seconds")),
+        ColumnOf(Column(f"{name}_steps", f"{name} steps", "d"), fact("steps")),
+        ColumnOf(Column(f"{name}_peak_vram_mb", f"{name} peak VRAM [MB]", ".0f"), fact("peak_vram_mb")),
     ]

@@ -12,7 +12,7 @@ from particledaps.settings.device import synchronise
 
 
 @dataclass
-class Phase:
+class PhaseTime:
     """Totals of one phase."""
 
     seconds: float = 0.0
@@ -33,7 +33,7 @@ class PhaseClock:
     """
 
     device: torch.device
-    phases: dict[str, Phase] = field(default_factory=dict)
+    phases: dict[str, PhaseTime] = field(default_factory=dict)
     step_seconds: list[float] = field(default_factory=list)
     _current: str | None = None
     _started: float = 0.0
@@ -42,7 +42,7 @@ class PhaseClock:
     def enter(self, name: str) -> None:
         """Leave the current phase and start ``name``."""
         self.leave()
-        self.phases.setdefault(name, Phase())
+        self.phases.setdefault(name, PhaseTime())
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         first = self._last_lap == 0.0
@@ -52,7 +52,7 @@ class PhaseClock:
 
     def skip(self, name: str) -> None:
         """Record a phase of no length: nothing happens between its neighbours."""
-        self.phases.setdefault(name, Phase())
+        self.phases.setdefault(name, PhaseTime())
 
     def count(self) -> None:
         """One annealing level was sampled in the current phase."""
@@ -117,7 +117,10 @@ class PhaseHook(Hook):
     """
 
     def __init__(self, clock: PhaseClock, name: str, level: int | None) -> None:
-        self.clock, self.name, self.level, self.entered = clock, name, level, False
+        self.clock = clock
+        self.name = name
+        self.level = level
+        self.entered = False
 
     def before_renoise(self, state: State, info: Info) -> State:
         if state.step == self.level and not self.entered:

@@ -15,7 +15,7 @@ from typing import Any
 
 from particledaps.checks import SettingsError
 from particledaps.checksums import sha256_of
-from particledaps.data.image_folder import Known
+from particledaps.data.image_folder import KnownFile
 from particledaps.files import links_below, remove_abandoned, write_atomically
 from particledaps.reports.write_metrics import Record, build_metrics
 from particledaps.runs.claims import STALE_SECONDS, Claim, Holder, clock_of, folder_lock, give_back_all, take
@@ -52,8 +52,8 @@ def finite(value: Any) -> Any:
 class RunFolder:
     """``<save_dir>/<name>`` with its configuration, records and pictures.
 
-    It belongs to one identity (:mod:`settings.fingerprint`). Several processes of it may work in it: each image
-    is claimed by one of them.
+    It belongs to one identity (:mod:`particledaps.settings.fingerprint`). Several processes of it may work in it: each
+    image is claimed by one of them.
 
     Args:
         save_dir: folder of all results.
@@ -129,7 +129,7 @@ class RunFolder:
         """Leave no claim behind, whatever ended the work."""
         give_back_all(self.path / "records")
 
-    def known_files(self, names: Sequence[str]) -> dict[str, Known]:
+    def known_files(self, names: Sequence[str]) -> dict[str, KnownFile]:
         """Ids and checksums of the files of this run's folder of images, by their paths below it.
 
         Args:
@@ -143,7 +143,7 @@ class RunFolder:
                 fitting = [n for n in names if Path(n).stem == record.get("name")]
                 own = [n for n in fitting if names.index(n) == image_id]
                 table |= {n: image_id for n in (own or fitting or [record.get("name")])[:1]}
-        return {name: Known(image_id, sums.get(image_id)) for name, image_id in table.items()}
+        return {name: KnownFile(image_id, sums.get(image_id)) for name, image_id in table.items()}
 
     def keep_files(self, ids: dict[str, int]) -> None:
         """Write down the id of every file, for all later runs in this folder.

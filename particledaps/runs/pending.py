@@ -23,7 +23,10 @@ class Pending:
     """
 
     def __init__(self, image_id: int, name: str, source: Callable[[], Source], load: Callable[[], Problem]) -> None:
-        self.image_id, self.name, self._source, self._load = image_id, name, source, load
+        self.image_id = image_id
+        self.name = name
+        self._source = source
+        self._load = load
         self._known: Source | None = None
         self._kept: Problem | None = None
 

@@ -47,7 +47,7 @@ class Inputs:
         seed: of simulated measurements.
         prior: whose images are measured.
         operator: that measures them.
-        ids: of the files of a folder, see :func:`runs.resume.folder_ids`; else None.
+        ids: of the files of a folder, see :func:`particledaps.runs.resume.folder_ids`; else None.
     """
 
     data: DataSettings
@@ -92,7 +92,9 @@ class Inputs:
             return {}
 
     def _simulated(self, images: ImageSet, position: int) -> Pending:
-        image_id, name, origin = images.ids[position], images.names[position], images.origins[position]
+        image_id = images.ids[position]
+        name = images.names[position]
+        origin = images.origins[position]
 
         def load() -> Problem:
             truth = images.image(position)
@@ -104,7 +106,9 @@ class Inputs:
 
     def _given(self) -> list[Pending]:
         """Measurements of a file; one that no image can have, or that holds nothing, is found when it is its turn."""
-        path, task, operator = Path(self.data.measurement), self.task, self.operator
+        path = Path(self.data.measurement)
+        task = self.task
+        operator = self.operator
         shape = measurement_shape(operator, self.prior.image_shape)
         convention = file_convention(path, shape, task) if task.kind == "phase_retrieval" else None
         rows = list(self._read_given())
@@ -125,7 +129,9 @@ class Inputs:
 
     def _read_given(self) -> Iterator[tuple[int, torch.Tensor, Operator, Source]]:
         """Id, values as they stand in the file (NaN: not measured), operator and source of each measurement."""
-        data, path, operator = self.data, Path(self.data.measurement), self.operator
+        data = self.data
+        path = Path(self.data.measurement)
+        operator = self.operator
         shape = measurement_shape(operator, self.prior.image_shape)
         values, ids = load_measurements(path, shape, data.start_id, data.end_id, operator.part_name)
         operators = operators_of_measurements(operator, path, ids, self.prior.image_shape)

@@ -25,7 +25,9 @@ class Lines:
     """Writes whole lines, one in :data:`LINE_SECONDS` at most; the first is due that long after the start."""
 
     def __init__(self, stream: TextIO, clock: Clock) -> None:
-        self.stream, self.clock, self.last = stream, clock, clock()
+        self.stream = stream
+        self.clock = clock
+        self.last = clock()
 
     def due(self) -> bool:
         """Whether another line may be written."""
@@ -120,8 +122,12 @@ class ImageProgress:
     """Levels that one image has behind it."""
 
     def __init__(self, run: RunProgress, name: str, levels: int) -> None:
-        self.run, self.name, self.levels = run, name, levels
-        self.number, self.detail, self.started = 0, "", run.clock()
+        self.run = run
+        self.name = name
+        self.levels = levels
+        self.number = 0
+        self.detail = ""
+        self.started = run.clock()
         self.bar: tqdm | None = None
         if run.terminal:
             self.bar = tqdm(
@@ -177,8 +183,14 @@ class StepLines:
     """The same as a bar of tqdm, in lines; see :func:`step_progress`."""
 
     def __init__(self, total: int, initial: int, name: str, stream: TextIO, clock: Clock) -> None:
-        self.total, self.initial, self.number, self.name, self.clock = total, initial, initial, name, clock
-        self.lines, self.values, self.started = Lines(stream, clock), "", clock()
+        self.total = total
+        self.initial = initial
+        self.number = initial
+        self.name = name
+        self.clock = clock
+        self.lines = Lines(stream, clock)
+        self.values = ""
+        self.started = clock()
 
     def update(self) -> None:
         """One more is done."""

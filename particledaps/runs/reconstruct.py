@@ -41,7 +41,7 @@ DROPPING = ("pruning", "restarts", "restarts_end")
 
 
 @dataclass(frozen=True)
-class Asked:
+class ReconstructionSettings:
     """What is done with every image of a run.
 
     Attributes:
@@ -49,7 +49,7 @@ class Asked:
         particle_ids: the particles to run.
         device: where to compute; a measurement goes there when it is its turn.
         prior_sha256: of the prior's weights, for the record.
-        selection_rule: how the answer is chosen, see :data:`evaluation.selection.RULES`.
+        selection_rule: how the answer is chosen, see :data:`particledaps.evaluation.selection.RULES`.
         save_trajectory: draw trajectory figures.
     """
 
@@ -78,11 +78,14 @@ class Reconstructor:
         method: Method,
         evaluator: Evaluator,
         folder: RunFolder,
-        asked: Asked,
+        asked: ReconstructionSettings,
         calls: Calls,
         progress: RunProgress | None = None,
     ) -> None:
-        self.method, self.evaluator, self.folder, self.asked = method, evaluator, folder, asked
+        self.method = method
+        self.evaluator = evaluator
+        self.folder = folder
+        self.asked = asked
         self.calls, self.progress = calls, progress or RunProgress(1)
 
     def run(self, problem: Problem) -> Record:
@@ -183,7 +186,9 @@ class Reconstructor:
         loss = problem.operator.loss(decoded, state.y)
         state, decoded, loss = (part[~state.masked] for part in (state, decoded, loss))
         alive = ~state.diverged & loss.isfinite()  # a finite latent can still decode to infinity
-        images, loss, ids = decoded[alive].clamp(-1, 1), loss[alive], state.particle_id[alive].tolist()
+        images = decoded[alive].clamp(-1, 1)
+        loss = loss[alive]
+        ids = state.particle_id[alive].tolist()
         selection = scores = modes = None
         if ids:
             candidates = Candidates(images, loss, problem.y, self.method.selection_tau)

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from particledaps.checkout import ROOT
 from particledaps.checks import SettingsError
 from particledaps.operators.operator import Operator
 from particledaps.priors.prior import Prior, in_autocast
 from particledaps.settings.custom import call_target
-from particledaps.settings.family import ROOT
 from particledaps.settings.schema import (
     FOLDER_KINDS,
     CompatSettings,
@@ -36,7 +36,7 @@ def build_prior(
         model: which one.
         compat: conventions of the official code.
         precision: of its networks, a key of :data:`PRECISIONS`.
-        decode_batch: see :class:`priors.prior.Prior`.
+        decode_batch: see :class:`particledaps.priors.prior.Prior`.
         device: where it computes.
 
     Raises:
@@ -49,17 +49,30 @@ def build_prior(
         from particledaps.priors.diffusers_folder import open_folder
 
         # their weights are kept in that type
-        prior = load_checkpoint(open_folder(model.path, ROOT), model.kind, load_options(model, compat, device, dtype))
+        prior = load_checkpoint(
+            open_folder(given("model.path", model.path), ROOT), model.kind, load_options(model, compat, device, dtype)
+        )
         return replace(prior, decode_batch=decode_batch)
     if model.kind == "custom":
         arguments = {"device": device, "compat": compat, **model.options}
-        prior = call_target("model.target", model.target, Prior, **arguments)
+        prior = call_target("model.target", given("model.target", model.target), Prior, **arguments)
     else:
         from particledaps.priors.embedded import load_embedded
 
-        prior = load_embedded(ROOT / model.path, device)
+        prior = load_embedded(ROOT / given("model.path", model.path), device)
     prior = replace(prior, decode_batch=decode_batch)
     return prior if dtype == torch.float32 else in_autocast(prior, dtype)
+
+
+def given(key: str, value: str | None) -> str:
+    """A value that is needed here.
+
+    Raises:
+        SettingsError: it is null.
+    """
+    if value is None:
+        raise SettingsError(f"{key} is not set: add {key}=VALUE")
+    return value
 
 
 def load_options(model: ModelSettings, compat: CompatSettings, device: torch.device, dtype: torch.dtype) -> LoadOptions:
@@ -88,7 +101,7 @@ def build_operator(task: TaskSettings) -> Operator:
     """
     try:
         if task.kind == "custom":
-            return call_target("task.target", task.target, Operator, **task.options)
+            return call_target("task.target", given("task.target", task.target), Operator, **task.options)
         return OPERATORS[task.kind](**task.options, **operator_arguments(task))
     except SettingsError:
         raise

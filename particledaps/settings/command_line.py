@@ -27,7 +27,7 @@ NOT_COMPOSED = (HydraException, OmegaConfBaseException, yaml.YAMLError)
 
 
 def literal(config_name: str, arguments: list[str]) -> list[str]:
-    """Arguments in which text stays as it was typed, see :mod:`settings.text_keys`."""
+    """Arguments in which text stays as it was typed, see :mod:`particledaps.settings.text_keys`."""
     return Configuration(config_name, config_name).literal(arguments)
 
 
@@ -92,7 +92,7 @@ def _check_values(configuration: Configuration, config: DictConfig, parsed: Name
 
 def explain(configuration: Configuration, overrides: list[str], error: Exception) -> str:
     """Name the override that does not compose, why, and what would."""
-    root = error
+    root: BaseException = error
     while root.__cause__ is not None:
         root = root.__cause__
     if isinstance(error, yaml.YAMLError):
@@ -146,7 +146,7 @@ def _open_ended(key: str) -> bool:
 def run(program: str, config_name: str, hydra_main: Callable[[], Any]) -> None:
     """Check the command line, then hand over to a ``hydra.main`` function; errors end in one sentence.
 
-    Exit status: 0 or one of :mod:`settings.statuses`; of a sweep, that of its worst member.
+    Exit status: 0 or one of :mod:`particledaps.settings.statuses`; of a sweep, that of its worst member.
     """
     try:
         problem = check_overrides(config_name, sys.argv[1:])

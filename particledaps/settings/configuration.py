@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hydra import version
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
@@ -18,9 +18,10 @@ from hydra.core.object_type import ObjectType
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
+from particledaps.checkout import ROOT
 from particledaps.settings.text_keys import quote_text
 
-CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
+CONFIG_DIR = ROOT / "configs"
 CONFIGS = {"config": "run_settings", "train_prior": "training_settings", "generate": "generate_settings"}
 SCHEMAS: dict[str, type] = {}
 """Registered schemas by name."""
@@ -51,7 +52,7 @@ class Configuration:
     @property
     def schema(self) -> type | None:
         """Dataclass of the settings, where one is registered."""
-        return SCHEMAS.get(CONFIGS.get(self.program))
+        return SCHEMAS.get(CONFIGS.get(self.program, ""))
 
     def compose(self, overrides: list[str]) -> DictConfig:
         """The settings with ``overrides``, without Hydra's own.
@@ -66,7 +67,7 @@ class Configuration:
         return config
 
     def literal(self, arguments: list[str], sweep: bool = False) -> list[str]:
-        """Arguments in which text stays as it was typed, see :mod:`settings.text_keys`."""
+        """Arguments in which text stays as it was typed, see :mod:`particledaps.settings.text_keys`."""
         return arguments if self.schema is None else quote_text(arguments, self.schema, sweep)
 
     def options(self, group: str) -> list[str]:
@@ -80,7 +81,7 @@ class Configuration:
             return sorted(set(loader.get_group_options("", ObjectType.GROUP)) - {"hydra"})
 
     @contextmanager
-    def loader(self) -> Iterator[ConfigLoaderImpl]:
+    def loader(self) -> Iterator[ConfigLoader]:
         """Hydra's loader of configurations."""
         version.setbase("1.3")
         path = create_config_search_path(str(self.folder))

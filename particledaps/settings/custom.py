@@ -109,7 +109,7 @@ def check_custom_prior(prior: Prior, target: str, count: int, device: torch.devi
 
 def fault(error: Exception, module_name: str | None) -> str:
     """An error in one line, with the line of the module's own file where it came up."""
-    file = getattr(sys.modules.get(module_name), "__file__", None)
+    file = getattr(sys.modules.get(module_name or ""), "__file__", None)
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
     place = f" ({file}, line {lines[-1]})" if lines else ""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}{place}"

@@ -74,7 +74,8 @@ def slow_precision(precision: str, device: torch.device) -> str | None:
     """A sentence where a precision is emulated on this device, and far slower than float32; else None."""
     if device.type != "cpu" or precision == "float32":
         return None
-    if precision == "bfloat16" and (processor_flags() is None or set(BFLOAT16_FLAGS) & processor_flags()):
+    flags = processor_flags()
+    if precision == "bfloat16" and (flags is None or set(BFLOAT16_FLAGS) & flags):
         return None
     better = "" if precision == "bfloat16" else "bfloat16 (where the processor has it) or "
     return (

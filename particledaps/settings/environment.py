@@ -7,13 +7,13 @@ import platform
 import subprocess
 from functools import cache
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from particledaps.checkout import ROOT
 
 if TYPE_CHECKING:  # its import takes seconds, and a finished run needs none of it
     import torch
 
-ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "torchvision", "diffusers", "timm", "numpy", "piq", "hydra-core")
 NAMES = {
     "threads": "threads",
@@ -74,7 +74,8 @@ def source_state() -> str | None:
     """The commit, with a checksum of the changes since; None outside a checkout."""
     changes = _git("diff", "HEAD", "--", "*.py")
     digest = hashlib.sha256(changes.encode()).hexdigest()[:12] if changes else ""
-    return git_commit() and git_commit() + (f" with changes {digest}" if digest else "")
+    commit = git_commit()
+    return commit and commit + (f" with changes {digest}" if digest else "")
 
 
 def _git(*arguments: str) -> str | None:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
+from particledaps.checkout import ROOT
 from particledaps.checks import SettingsError
 from particledaps.settings.schema import ChainConfig, ModelSettings, SamplerConfig, TaskSettings
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def prior_family(model: ModelSettings) -> str:

@@ -50,7 +50,9 @@ def _run_schema() -> type:
 
 
 def _significant(config: Config, schema: type, family: str | None) -> dict[str, Any]:
-    fields, types, kept = {f.name: f for f in dataclasses.fields(schema)}, get_type_hints(schema), {}
+    fields = {f.name: f for f in dataclasses.fields(schema)}
+    types = get_type_hints(schema)
+    kept = {}
     for name, value in config.items():
         facts = fields[name].metadata if name in fields else {}
         if not facts.get("identity", True) or value == facts.get("neutral", NEVER):
@@ -65,7 +67,7 @@ def _inner(value: Any, hint: Any, family: str | None) -> Any:
     """The significant part of a group of keys, or of each entry of a table of groups; other values as they are."""
     if not isinstance(value, Mapping):
         return value
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return _significant(value, hint, family)
     entry = (get_args(hint) or (None,))[-1]
     if dataclasses.is_dataclass(entry):

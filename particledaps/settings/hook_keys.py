@@ -10,6 +10,8 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
+from types import GenericAlias
 from typing import Any, Protocol, get_args, get_origin, get_type_hints
 
 from particledaps.checks import Checks
@@ -35,7 +37,7 @@ def key(
         open_low: the value must be greater than ``low``.
         words: what a text may be.
         name: of the user's key, where it is not ``<prefix>_<field>``.
-        neutral: see :func:`settings.keys.facts`; a key that is added needs one.
+        neutral: see :func:`particledaps.settings.keys.facts`; a key that is added needs one.
     """
     limits = {"low": low, "high": high, "open_low": open_low, "words": words, "name": name}
     return dataclasses.field(default=default, metadata=facts(neutral=neutral) | limits)
@@ -49,20 +51,28 @@ class Keyed(Protocol):
 
 
 def flat_name(prefix: str, field: dataclasses.Field) -> str:
-    """The user's key of a field."""
+    """The user's key of a field.
+
+    Example:
+        >>> @dataclass
+        ... class Settings:
+        ...     keep: int = key(2, low=1)
+        >>> [flat_name("pruning", field) for field in dataclasses.fields(Settings)]
+        ['pruning_keep']
+    """
     return field.metadata["name"] or f"{prefix}_{field.name}"
 
 
 def flat_class(name: str, parts: Mapping[str, type]) -> type:
     """A dataclass with the user's keys of several settings, by their prefixes; it is mutable, as Hydra wants it."""
-    fields = []
+    fields: list[tuple[str, Any, Any]] = []
     for prefix, settings in parts.items():
         hints = get_type_hints(settings)
         for field in dataclasses.fields(settings):
             hint, default = hints[field.name], field.default
             if get_origin(hint) is tuple:
-                hint = list[get_args(hint)[0]]
-                own = dataclasses.field(default_factory=lambda value=default: list(value), metadata=field.metadata)
+                hint = GenericAlias(list, get_args(hint)[:1])
+                own: Any = dataclasses.field(default_factory=partial(list, default), metadata=field.metadata)
             else:
                 own = dataclasses.field(default=default, metadata=field.metadata)
             fields.append((flat_name(prefix, field), hint, own))
@@ -88,7 +98,7 @@ def check_ranges(prefix: str, settings: Any, checks: Checks) -> None:
 
 
 @dataclass(frozen=True)
-class Asked:
+class HooksAsked:
     """What a run was asked for: the settings of every hook by prefix, and the particles.
 
     Attributes:

@@ -29,7 +29,7 @@ def parse_options(arguments: list[str]) -> tuple[Namespace, list[str]]:
     def refuse(message: str) -> NoReturn:
         raise OptionError(_with_suggestion(parser, message))
 
-    parser.error = refuse
+    parser.error = refuse  # type: ignore[method-assign]  # Hydra made it, so it cannot be of a class of ours
     parsed = parser.parse_intermixed_args(arguments)
     _check_together(parsed)
     options = [a for a in arguments if a not in parsed.overrides]

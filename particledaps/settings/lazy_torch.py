@@ -15,10 +15,13 @@ class LazyModule(ModuleType):
     """Stands for a package until one of its attributes or submodules is asked for."""
 
     def __getattr__(self, name: str) -> Any:
-        self.__class__ = ModuleType
-        self.__path__ = list(self.__spec__.submodule_search_locations)
+        self.__class__ = ModuleType  # type: ignore[assignment]  # from here on a module like any other
+        spec = self.__spec__
+        if spec is None or spec.loader is None:
+            raise ImportError(f"{self.__name__} cannot be loaded: nobody says from where")
+        self.__path__ = list(spec.submodule_search_locations or ())
         try:
-            self.__spec__.loader.exec_module(self)
+            spec.loader.exec_module(self)
         except BaseException:
             sys.modules.pop(self.__name__, None)  # the next import begins anew
             raise

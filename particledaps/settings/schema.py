@@ -1,8 +1,8 @@
 """Parts of the typed configuration of a run.
 
 With :class:`plan.RunSettings` the dataclasses are the single source of names, types and defaults; the files in
-``configs/`` only override them, and :mod:`settings.validation` checks them. A new key needs a neutral value
-(:mod:`settings.keys`), so that stored runs go on.
+``configs/`` only override them, and :mod:`particledaps.settings.validation` checks them. A new key needs a neutral
+value (:mod:`particledaps.settings.keys`), so that stored runs go on.
 """
 
 from __future__ import annotations
@@ -72,9 +72,19 @@ class ModelSettings:
 
 @dataclass
 class ChainConfig:
-    """MCMC values; see :class:`diffusion.mcmc.ChainSettings` and :class:`sampler.SamplerSettings`.
+    """The MCMC chain of each level; a null takes the value of ``task.mcmc.<model.family>``.
 
-    A null takes the value of ``task.mcmc.<model.family>``.
+    Attributes:
+        kernel: ``langevin`` (unadjusted), ``hmc`` (the under-damped form of DAPS) or ``mh`` (random walk).
+        num_steps: steps a level, one decoder call with gradient each (``mh``: two without).
+        step_size: of the first level.
+        step_size_min_ratio: the step size falls linearly over the levels to this fraction.
+        momentum: of ``hmc``, in [0, 1); 0 is Langevin.
+        tau: standard deviation of the likelihood; less than the noise is tempering.
+        prior: ``gaussian`` for ``N(z0_hat, sigma^2)`` (DAPS; biased) or ``exact`` for ``p(z0) N(z_t; z0, sigma^2)``.
+        prior_sigma: sigma at which ``exact`` evaluates the prior's score.
+        curvature_limit: lower each particle's step size to this multiple of 1 / (its largest curvature, estimated);
+            null: off.
     """
 
     kernel: str | None = None
@@ -96,7 +106,8 @@ class TaskSettings:
         kind: ``phase_retrieval``, ``down_sampling``, ``inpainting``, ``inpainting_rand``, ``gaussian_blur``,
             ``motion_blur``, ``nonlinear_blur``, ``hdr`` or ``custom``.
         target: for ``custom``: ``package.module:factory``, called with ``options``, returns an Operator.
-        options: handed to the factory; for the other kinds the parameters of the operator (:mod:`settings.tasks`).
+        options: handed to the factory; for the other kinds the parameters of the operator
+            (:mod:`particledaps.settings.tasks`).
         oversample: padding of phase retrieval in eighths of the side.
         noise_sigma: standard deviation of the measurement noise; of phase retrieval that of the amplitudes.
         measurement: what a given phase-retrieval file holds: ``amplitude``, or ``intensity`` (squared amplitudes).
@@ -116,9 +127,13 @@ class TaskSettings:
 
 @dataclass
 class AnnealingSettings:
-    """The outer sigma path: ``num_steps`` levels from ``sigma_max``, the last node is 0.
+    """The annealing path; a null takes the value of ``sampler.families.<model.family>``.
 
-    A null takes the value of ``sampler.families.<model.family>``.
+    Attributes:
+        schedule: spacing of the levels: ``edm``, ``vp``, ``vp_scaled``, ``ve`` or ``cosine``.
+        num_steps: levels K.
+        sigma_max: noise level of the first one.
+        sigma_min: of the last one; after it the noise is 0.
     """
 
     schedule: str | None = "edm"
@@ -129,9 +144,13 @@ class AnnealingSettings:
 
 @dataclass
 class OdeSettings:
-    """The inner ODE: ``num_steps`` intervals from the level's sigma to 0 (``sigma_min`` with ``compat.inner_end``).
+    """The ODE inside of a level; a null takes the value of ``sampler.families.<model.family>``.
 
-    A null takes the value of ``sampler.families.<model.family>``.
+    Attributes:
+        schedule: spacing of its nodes, as above.
+        num_steps: intervals from the level's sigma to 0 (to ``sigma_min`` with ``compat.inner_end=sigma_min``).
+        sigma_min: the last node before 0.
+        solver: ``euler``, or ``heun`` (two denoiser calls a step).
     """
 
     schedule: str | None = "edm"
@@ -154,6 +173,9 @@ class SamplerConfig(FamilySampler):
     """The annealing loop.
 
     Attributes:
+        annealing: the annealing path.
+        ode: the ODE inside of a level.
+        mcmc: the MCMC chain of each level.
         families: values per family of priors, for what is null here; empty once they are filled in.
     """
 

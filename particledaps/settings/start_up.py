@@ -24,7 +24,7 @@ WAITING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "30000", "KMP_BLOCKTI
 A thread that sleeps at once takes long to wake: a level costs 1.35 times as much on a quiet machine. One that spins for
 longer costs its neighbours' time (``benchmarks/bench_busy.py``, ``docs/lab/strangers.md``).
 """
-WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+WORDS: dict[int, str] = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
 
 _begun: list[str] = []

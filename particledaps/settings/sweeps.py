@@ -42,10 +42,10 @@ def swept_values(configuration: Configuration, overrides: list[str]) -> list[lis
     with configuration.loader() as loader:
         parser = OverridesParser.create(config_loader=loader)
         parsed = parser.parse_overrides(configuration.literal(overrides, sweep=True))
-        found = []
+        found: list[list[str]] = []
         for override in parsed:
             if not override.is_sweep_override():
-                found.append([override.input_line])
+                found.append([str(override.input_line)])
             elif override.is_discrete_sweep():
                 found.append([f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()])
                 if not found[-1]:

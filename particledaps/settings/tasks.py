@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 import numpy as np
 import torch
 
+from particledaps.checkout import ROOT
 from particledaps.checks import Checks, DataError, SettingsError
 from particledaps.data.given_arrays import open_arrays
 from particledaps.operators.down_sampling import DownSampling
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from particledaps.operators.blur_network import BlurNetwork
     from particledaps.operators.operator import Operator
 
-ROOT = Path(__file__).resolve().parents[2]
 ENCODER = "kernel_extractor."
 CODE_SCALE = 1.2
 
@@ -105,9 +105,9 @@ def load_blur_network(path: Path) -> BlurNetwork:
 
 
 def _blur_network_size(state: Mapping[str, torch.Tensor]) -> tuple[int, int, int, int]:
-    blocks = [sum(k.startswith(part) and k.endswith("conv1.weight") for k in state) for part in ("feature", "recon")]
-    width = state[f"recon_trunk.{blocks[1] + 6}.weight"].shape[1]
-    return len(state["feature_extractor.0.weight"]), *blocks, width
+    first, second = (sum(k.startswith(p) and k.endswith("conv1.weight") for k in state) for p in ("feature", "recon"))
+    width = state[f"recon_trunk.{second + 6}.weight"].shape[1]
+    return len(state["feature_extractor.0.weight"]), first, second, width
 
 
 def option_types(kind: str) -> dict[str, Any]:
@@ -204,8 +204,8 @@ def operators_of_measurements(
 
     Args:
         operator: as the configuration describes it.
-        path: see :func:`data.measurements.load_measurements`; for a random operator with the array ``mask`` or
-            ``kernel``: one for all measurements, or one each.
+        path: see :func:`particledaps.data.measurements.load_measurements`; for a random operator with the array
+            ``mask`` or ``kernel``: one for all measurements, or one each.
         ids: the measurements to reconstruct.
         image_shape: ``(C, H, W)``.
 
@@ -231,7 +231,7 @@ def operators_of_measurements(
         one_for_all = len(shape) == 2 or shape[0] == 1
         wanted = None if one_for_all else sorted(rows[i] for i in ids)
         parts = archive.read(name, wanted).reshape(-1, *shape[-2:])
-    place = {i: 0 if one_for_all else wanted.index(rows[i]) for i in ids}
+    place = {i: 0 if wanted is None else wanted.index(rows[i]) for i in ids}
     try:
         bound = [operator.with_part(torch.from_numpy(parts[place[i]].astype(np.float32))) for i in ids]
         for one in bound:

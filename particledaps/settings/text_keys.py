@@ -27,10 +27,12 @@ def text_keys(schema: type, prefix: str = "") -> Iterator[tuple[str, bool]]:
         members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
         if str in members:
             yield name, type(None) in members
-        elif dataclasses.is_dataclass(hint):
+        elif isinstance(hint, type) and dataclasses.is_dataclass(hint):
             yield from text_keys(hint, f"{name}.")
-        elif get_origin(hint) is dict and dataclasses.is_dataclass(entry := get_args(hint)[1]):
-            yield from text_keys(entry, f"{name}.{ANY_ENTRY}.")
+        elif get_origin(hint) is dict:
+            entry = get_args(hint)[1]
+            if isinstance(entry, type) and dataclasses.is_dataclass(entry):
+                yield from text_keys(entry, f"{name}.{ANY_ENTRY}.")
 
 
 def quote_text(arguments: list[str], schema: type, sweep: bool = False) -> list[str]:

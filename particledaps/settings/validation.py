@@ -137,14 +137,11 @@ def check_loop(annealing: AnnealingSettings, ode: OdeSettings, compat: CompatSet
         checks.number(f"{prefix}.num_steps", part.num_steps, 1, 100_000)
         checks.number(f"{prefix}.sigma_min", part.sigma_min, 0, open_low=True)
     checks.number("sampler.annealing.sigma_max", annealing.sigma_max, 0, open_low=True)
-    checks.require(
-        annealing.sigma_max > annealing.sigma_min,
-        f"sampler.annealing.sigma_max={annealing.sigma_max}: must exceed sigma_min={annealing.sigma_min}",
-    )
-    checks.require(
-        ode.sigma_min < annealing.sigma_min,
-        f"sampler.ode.sigma_min={ode.sigma_min}: must be below sampler.annealing.sigma_min={annealing.sigma_min}",
-    )
+    high, low = annealing.sigma_max, annealing.sigma_min
+    inner = ode.sigma_min
+    if high is not None and low is not None and inner is not None:
+        checks.require(high > low, f"sampler.annealing.sigma_max={high}: must exceed sigma_min={low}")
+        checks.require(inner < low, f"sampler.ode.sigma_min={inner}: must be below sampler.annealing.sigma_min={low}")
     checks.choice("sampler.ode.solver", ode.solver, SOLVERS)
     checks.choice("compat.timestep_map", compat.timestep_map, TIMESTEP_MAPS)
     checks.choice("compat.inner_end", compat.inner_end, ENDS)

@@ -33,7 +33,7 @@ class DenoiserSettings:
         attention_levels: number of coarsest levels with self-attention.
         head_channels: channels of an attention head.
         norm_groups: groups of the group normalisation.
-        noise_scale: see :class:`diffusion.denoiser.EDMDenoiser`.
+        noise_scale: see :class:`particledaps.diffusion.denoiser.EDMDenoiser`.
         sigma_data: standard deviation of the latents (they are standardised).
         log_sigma_mean: mean of ln sigma in training.
         log_sigma_std: standard deviation of ln sigma in training.

@@ -79,7 +79,10 @@ class TrainingLoop:
     """Runs ``loss_function`` to ``num_steps``; the model, its EMA and the optimiser live in one checkpoint."""
 
     def __init__(self, model: nn.Module, ema: nn.Module, settings: LoopSettings, folder: Path) -> None:
-        self.model, self.ema, self.settings, self.folder = model, ema, settings, folder
+        self.model = model
+        self.ema = ema
+        self.settings = settings
+        self.folder = folder
         self.ema.load_state_dict(model.state_dict())
         self.ema.requires_grad_(False)
         self.optimizer = torch.optim.AdamW(

@@ -12,7 +12,10 @@ from particledaps.training.denoiser import DenoiserSettings
 from particledaps.training.loop import LoopSettings
 
 STAGES = ("autoencoder", "denoiser", "export")
-MOST_LEVELS, WIDEST, LARGEST_SIDE, MOST_STEPS = 8, 8192, 4096, 10**9
+MOST_LEVELS = 8
+WIDEST = 8192
+LARGEST_SIDE = 4096
+MOST_STEPS = 10**9
 LARGEST_SEED = 2**32
 """A step's generator is seeded by a million times it, in 64 bits."""
 LARGEST, LARGEST_RATE = 1e6, 1e30
@@ -144,7 +147,9 @@ def _check_denoiser(checks: Checks, stage: DenoiserSettings) -> None:
 def _check_widths(checks: Checks, name: str, stage: AutoencoderSettings | DenoiserSettings) -> None:
     """Levels, their widths, and the groups and blocks in them."""
     _limited(checks, f"{name}.layers", stage.layers, 1, 16)
-    key, widths, groups = f"{name}.channels", stage.channels, stage.norm_groups
+    key = f"{name}.channels"
+    widths = stage.channels
+    groups = stage.norm_groups
     if not 1 <= len(widths) <= MOST_LEVELS or not all(1 <= width <= WIDEST for width in widths):
         checks.require(
             False, f"{key}={_short(widths)}: must be 1 to {MOST_LEVELS} widths, each at least 1 and at most {WIDEST}"
@@ -179,7 +184,7 @@ def _check_loop(checks: Checks, key: str, loop: LoopSettings) -> None:
 
 
 def _limited(checks: Checks, key: str, value: int, low: int, high: int) -> None:
-    """As :meth:`Checks.number`, for integers of any length."""
+    """As :meth:`particledaps.checks.Checks.number`, for integers of any length."""
     checks.require(low <= value <= high, f"{key}={_short(value)}: must be at least {low} and at most {high}")
 
 

@@ -10,7 +10,7 @@ from hand_made_results import DIVERGED, TWO, csv_rows, hand_made
 
 from particledaps.reports import read_metrics
 from particledaps.reports import write_metrics as metrics_file
-from particledaps.reports.results import ResultsError
+from particledaps.reports.finished_runs import ResultsError
 from particledaps.reports.tables import Column, Estimate, Table, cell_text, terminal
 
 

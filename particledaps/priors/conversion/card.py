@@ -13,7 +13,7 @@ CARD = "card.json"
 
 
 @dataclass(frozen=True)
-class Card:
+class ConversionCard:
     """What a converted folder holds and where it comes from.
 
     Attributes:
@@ -36,7 +36,7 @@ class Card:
         null_class: the class that means "none" (the last of latent diffusion's 1001), or None.
         learned_sigma: the original predicts a variance, which is dropped.
         num_heads: heads of every attention where ``unet/config.json`` cannot say it (its heads have unequal widths):
-            diffusers alone computes another network, :func:`priors.unet.set_heads` divides it.
+            diffusers alone computes another network, :func:`particledaps.priors.unet.set_heads` divides it.
         prediction_type: as in the scheduler's configuration.
         schedule: the betas, as in the scheduler's configuration.
         origins: fact -> where it comes from: the file, an option, a family, its architecture or its SHA-256.
@@ -71,7 +71,7 @@ class Card:
     removed_names: dict[str, int] = field(default_factory=dict)
 
 
-def read_card(folder: Path) -> Card:
+def read_card(folder: Path) -> ConversionCard:
     """The card of a converted folder.
 
     Raises:
@@ -79,6 +79,6 @@ def read_card(folder: Path) -> Card:
     """
     path = folder / CARD
     try:
-        return Card(**json.loads(path.read_text()))
+        return ConversionCard(**json.loads(path.read_text()))
     except (OSError, ValueError, TypeError) as error:
         raise PriorError(f"{path} is no card of a converted checkpoint: {error}") from error

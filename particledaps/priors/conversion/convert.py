@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from particledaps.priors.cards import read_cards
-from particledaps.priors.conversion.card import CARD, Card, read_card
+from particledaps.priors.conversion.card import CARD, ConversionCard, read_card
 from particledaps.priors.conversion.checkpoint import read_content, sha256
 from particledaps.priors.conversion.facts import Facts, Known, find_facts, is_published
 from particledaps.priors.conversion.families import FAMILIES, read_options, recognise
@@ -31,8 +31,11 @@ from particledaps.priors.conversion.parts import Contents, Part, read_latent, re
 from particledaps.priors.conversion.unet_mapping import unequal_heads
 from particledaps.priors.errors import PriorError
 
-UNET, VAE, SCHEDULER, CLASSES = "unet", "vae", "scheduler", "class_embedding.safetensors"
-__all__ = ["Card", "convert_checkpoint", "read_card"]
+UNET = "unet"
+VAE = "vae"
+SCHEDULER = "scheduler"
+CLASSES = "class_embedding.safetensors"
+__all__ = ["ConversionCard", "convert_checkpoint", "read_card"]
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 IDENTITY = ("family", "source_sha256", "ema", "architecture")
 
@@ -44,14 +47,14 @@ def convert_checkpoint(
     ema: bool = True,
     architecture: Mapping[str, Any] | None = None,
     report: Callable[[str], None] = lambda line: None,
-) -> Card:
+) -> ConversionCard:
     """Write the networks of a checkpoint as safetensors in diffusers' layout.
 
     Every key of the file is used once or dropped for a stated reason. The folder appears whole or not at all.
 
     Args:
         source: PyTorch checkpoint or safetensors of a family in ``FAMILIES``; flat or below entries, see
-            :mod:`priors.conversion.nesting`.
+            :mod:`particledaps.priors.conversion.nesting`.
         target: folder to create; one that holds the same conversion is left as it is.
         family: the published model that the file is, or None: only its layout is recognised, from keys and shapes.
         ema: use averaged weights where the file has them.
@@ -104,7 +107,9 @@ def _read(
     architecture: Mapping[str, Any] | None,
     digest: Callable[[], str],
 ) -> tuple[Contents, Facts]:
-    family, options, state = FAMILIES[name], read_options(architecture), weights.state
+    family = FAMILIES[name]
+    options = read_options(architecture)
+    state = weights.state
     layout = read_layout(state, family)
     known = Known(name, asked, is_published(layout, name), lambda: _is_published_file(name, digest))
     facts = find_facts(layout, options, known)
@@ -128,10 +133,10 @@ def _card(
     weights: Weights,
     architecture: dict[str, Any],
     digest: str,
-) -> Card:
+) -> ConversionCard:
     parts = {UNET: contents.unet} | ({VAE: contents.vae} if contents.vae else {})
     classes = contents.architecture.classes if contents.classes is None else len(contents.classes)
-    return Card(
+    return ConversionCard(
         family=family,
         source_file=source.name,
         source_sha256=digest,
@@ -159,13 +164,13 @@ def _card(
     )
 
 
-def _existing_card(target: Path) -> Card:
+def _existing_card(target: Path) -> ConversionCard:
     if not (target / CARD).is_file():
         raise PriorError(f"{target} exists and is no converted checkpoint: choose another folder or remove it")
     return read_card(target)
 
 
-def _existing(target: Path, card: Card) -> Card:
+def _existing(target: Path, card: ConversionCard) -> ConversionCard:
     """The card of ``target`` if it is the same conversion."""
     found = _existing_card(target)
     different = [key for key in IDENTITY if getattr(found, key) != getattr(card, key)]
@@ -178,7 +183,7 @@ def _existing(target: Path, card: Card) -> Card:
     return found
 
 
-def _write(target: Path, contents: Contents, card: Card, report: Callable[[str], None]) -> None:
+def _write(target: Path, contents: Contents, card: ConversionCard, report: Callable[[str], None]) -> None:
     """Fill a folder beside ``target``, then rename it."""
     target.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))

@@ -16,7 +16,10 @@ from particledaps.priors.conversion.unet import UNetArchitecture
 from particledaps.priors.conversion.unet_mapping import Heads, attended_widths
 from particledaps.priors.errors import PriorError
 
-OPTION, FILE, ARCHITECTURE, CHECKSUM = "an option", "the file", "its architecture", "its SHA-256"
+OPTION = "an option"
+FILE = "the file"
+ARCHITECTURE = "its architecture"
+CHECKSUM = "its SHA-256"
 DEFAULT = "the default"
 ASK = {
     "heads": "num_heads=N or num_head_channels=N",

@@ -12,7 +12,10 @@ from particledaps.priors.conversion.unet_mapping import Heads
 from particledaps.priors.errors import PriorError
 
 __all__ = ["FAMILIES", "OPTIONS", "Family", "Options", "dotless", "read_options", "recognise", "siblings", "strip"]
-UNET, EMA, FIRST_STAGE, CLASSES = "model.diffusion_model.", "model_ema.", "first_stage_model.", "cond_stage_model."
+UNET = "model.diffusion_model."
+EMA = "model_ema."
+FIRST_STAGE = "first_stage_model."
+CLASSES = "cond_stage_model."
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,9 @@ def read_latent(state: State, family: Family, layout: Layout, facts: Facts, ema:
         PriorError: keys are missing, unexpected or misshapen, or the averages are absent.
     """
     ema = ema and _has_averages(state, family)
-    raw, encoder, scale = strip(state, UNET), layout.first_stage, _scale(state)
+    raw = strip(state, UNET)
+    encoder = layout.first_stage
+    scale = _scale(state)
     unet = _unet(raw, layout, facts, facts.image_size // encoder.factor)
     network = first_stage.build_network(encoder, facts.image_size, scale)
     vae = Part(network, first_stage.map_first_stage(encoder, network), _first_stage(state))

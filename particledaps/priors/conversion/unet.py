@@ -145,7 +145,9 @@ def _scale_shifts(layers: dict[str, Shapes]) -> list[bool]:
 
 
 def _transformer(layers: dict[str, Shapes]) -> dict[str, Any]:
-    contexts, depths, projections = [], [], []
+    contexts = []
+    depths = []
+    projections = []
     for layer in layers.values():
         inner = [int(found[1]) for key in layer if (found := re.match(r"transformer_blocks\.(\d+)\.", key))]
         depths += [1 + max(inner)] if inner else []

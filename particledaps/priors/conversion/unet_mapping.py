@@ -135,7 +135,8 @@ def attended_widths(architecture: UNetArchitecture) -> list[int]:
 def unequal_heads(architecture: UNetArchitecture, heads: Heads) -> int | None:
     """The number of heads where it makes heads of unequal width; None where a diffusers configuration can say it.
 
-    ``UNet2DModel`` takes one width for all heads; :func:`priors.unet.set_heads` divides its attentions afterwards.
+    ``UNet2DModel`` takes one width for all heads; :func:`particledaps.priors.unet.set_heads` divides its attentions
+    afterwards.
     """
     if architecture.context_dim is not None or heads.channels is not None or heads.number == 1:
         return None
