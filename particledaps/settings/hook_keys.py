@@ -1,6 +1,6 @@
 """A hook's settings are the user's keys: one frozen dataclass beside the hook, cut from the flat configuration.
 
-``Settings.keep`` of a hook with the prefix ``pruning`` is the key ``pruning_keep``. Ranges and allowed words stand
+``Settings.every`` of a hook with the prefix ``spread`` is the key ``spread_every``. Ranges and allowed words stand
 beside the field, so a key is written once.
 """
 
@@ -56,9 +56,9 @@ def flat_name(prefix: str, field: dataclasses.Field) -> str:
     Example:
         >>> @dataclass
         ... class Settings:
-        ...     keep: int = key(2, low=1)
-        >>> [flat_name("pruning", field) for field in dataclasses.fields(Settings)]
-        ['pruning_keep']
+        ...     every: int = key(2, low=1)
+        >>> [flat_name("spread", field) for field in dataclasses.fields(Settings)]
+        ['spread_every']
     """
     return field.metadata["name"] or f"{prefix}_{field.name}"
 
