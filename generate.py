@@ -1,8 +1,8 @@
-"""Draw images from any prior: the probability-flow ODE from pure noise.
+"""Draw images from any prior: from pure noise along the probability-flow ODE, or by another solver.
 
 python generate.py                                                     # 16 cats, results/samples.png
 python generate.py model=embedded model.path=assets/dogs64 count=64 out=results/dogs
-python generate.py model=diffusers model.path=FOLDER device=cuda
+python generate.py model=diffusers model.path=FOLDER device=cuda solver=dpmpp2m num_steps=20
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from particledaps.settings.command_line import CONFIG_DIR, fail, member, registe
 from particledaps.settings.schema import CompatSettings, ModelSettings  # noqa: E402
 from particledaps.settings.statuses import DISK, FAILED, StoppedError, disk_fault  # noqa: E402
 
+SOLVERS = ("euler", "ddim", "heun", "dpmpp2m", "consistency")  # those of diffusion.solvers, whose import takes seconds
 OLD_FLAGS = {"--model": "model.path", "--count": "count", "--seed": "seed", "--out": "out"}
 
 
@@ -37,7 +38,10 @@ class GenerateSettings:
     Attributes:
         count: how many images; image i depends on ``seed`` and i only.
         seed: of the noise.
-        num_steps: steps of the ODE, two network calls each.
+        num_steps: steps from noise to image.
+        solver: ``heun`` (two network calls a step), ``euler``, ``ddim`` (Euler with ``eta``), ``dpmpp2m``
+            (DPM-Solver++(2M)), or ``consistency`` (denoise, then re-noise).
+        eta: of ``ddim``: 0 is the ODE, 1 draws as much noise as DDPM.
         out: a PNG for one grid, or a folder for single images.
         save_dir: where a sweep keeps its own files.
         device: ``auto``, ``cpu`` or ``cuda``.
@@ -52,6 +56,8 @@ class GenerateSettings:
     count: int = 16
     seed: int = 42
     num_steps: int = 40
+    solver: str = "heun"
+    eta: float = 0.0
     out: str = "results/samples.png"
     save_dir: str = "results"
     device: str = "auto"
@@ -78,6 +84,11 @@ def validate(settings: GenerateSettings) -> None:
     checks.number("count", settings.count, 1, 1_000_000)
     checks.number("seed", settings.seed, 0)
     checks.number("num_steps", settings.num_steps, 1, 100_000)
+    checks.choice("solver", settings.solver, SOLVERS)
+    checks.number("eta", settings.eta, 0, 1)
+    checks.require(
+        settings.eta == 0 or settings.solver == "ddim", f"eta={settings.eta:g}: only solver=ddim draws so much noise"
+    )
     check_machine(settings.device, settings.gpu, settings.precision, settings.decode_batch, checks)
     checks.require(bool(settings.out.strip()), "out='': name a PNG or a folder")
     check_model(settings.model, checks)
@@ -88,13 +99,15 @@ def generate(settings: GenerateSettings) -> None:
     """Load the prior, draw, write."""
     validate(settings)
     with loading():  # the slow part
+        from particledaps.diffusion.solvers import Solver
         from particledaps.runs.draw import draw, write
         from particledaps.settings.build import build_prior
         from particledaps.settings.device import choose_device
 
     device = choose_device(settings.device, settings.gpu, settings.use_tpu)
     prior = build_prior(settings.model, settings.compat, settings.precision, settings.decode_batch, device)
-    images = draw(prior, settings.count, settings.seed, settings.num_steps, device)
+    solver = Solver(settings.solver, settings.eta)
+    images = draw(prior, settings.count, settings.seed, settings.num_steps, device, solver)
     if not images.isfinite().all():
         raise StoppedError(f"the images of {prior.name} hold numbers that are not finite; try precision=float32")
     write(prior, images, Path(settings.out), settings.seed)

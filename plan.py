@@ -273,7 +273,7 @@ class Plan:
     def why_diverged(self, y: torch.Tensor, count: int) -> str:
         """The likely reason why all ``count`` particles of ``y`` became non-finite, and what to do."""
         prior = self.prior
-        sigma = self.settings.path[0]
+        sigma = self.settings.gate_path[0]
         chain = self.settings.chain
         z = sigma * torch.ones(count, *prior.latent_shape, device=y.device)
         with torch.no_grad():
@@ -334,8 +334,8 @@ def build_plan(
         SettingsError, PriorError: one cannot, see its ``build``, or there is no such start.
     """
     asked = cut_hooks(settings, settings.num_samples, settings.particle_ids)
-    start = build_start(asked["start"], prior, operator, loop.path)
-    setup = Setup(prior, operator, loop.path, asked, device, _first_level(asked, start, loop.path))
+    start = build_start(asked["start"], prior, operator, loop.gate_path)
+    setup = Setup(prior, operator, loop.gate_path, asked, device, _first_level(asked, start, loop.gate_path))
     plan = Plan(setup, loop, start, tuple(settings.hooks))
     _ = plan.built, plan.own_hooks
     _check_order(plan)

@@ -157,7 +157,7 @@ class Pruning(Hook):
         info.add(
             "pruning",
             step=state.step,
-            sigma=state.sigma,
+            sigma=state.gate_sigma,
             t=state.t,
             particle_ids=state.ids,
             losses=losses,

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from particledaps.checks import SettingsError
-from particledaps.diffusion.levels import per_particle
+from particledaps.diffusion.levels import per_particle, spread
 from particledaps.diffusion.score import score
 from particledaps.particles.feature_spaces import FeatureSpace, Force, build_feature_space
 from particledaps.particles.state import NUM_TIMESTEPS, Hook, Info, State
@@ -147,7 +147,7 @@ class Repulsion(Hook):
     def strength(self, state: State) -> float:
         """``scale`` times the schedule at this level, 0 where repulsion is off."""
         settings = self.settings
-        if state.sigma <= settings.sigma_break or state.t <= self.stop_at:
+        if state.gate_sigma <= settings.sigma_break or state.t <= self.stop_at:
             return 0.0
         return settings.scale * schedule_factor(settings.schedule, state.t, self.t_break)
 
@@ -158,9 +158,10 @@ class Repulsion(Hook):
             return state
         started = time.perf_counter()
         with torch.no_grad():
-            slope = score(self.prior.denoiser, state.z, state.sigma)
+            slope = score(self.prior.denoiser, state.z, state.sigma, self.prior.parts)
         noisy = self.settings.on == "z_t"
-        at = state.z / (1 + state.sigma**2) ** 0.5 if noisy else state.z + state.sigma**2 * slope
+        sigma = spread(state.sigma, state.z, self.prior.parts)
+        at = state.z / (1 + sigma**2) ** 0.5 if noisy else state.z + sigma**2 * slope
         rows = torch.nonzero(state.active & at.flatten(1).isfinite().all(1)).flatten()
         if len(rows) < 2:
             return state
@@ -206,7 +207,7 @@ class Repulsion(Hook):
         info.add(
             "repulsion",
             step=state.step,
-            sigma=state.sigma,
+            sigma=state.gate_sigma,
             t=state.t,
             scale=strength,
             mean_pairwise_distance=distances.sum().item() / (count * (count - 1)),

@@ -180,7 +180,7 @@ class Resampling(Hook):
         """Resample the particles that are neither diverged nor masked."""
         settings = self.settings
         self._note_lineages(state)
-        late = settings.sigma_min <= state.sigma <= settings.sigma and state.step != self.last_level
+        late = settings.sigma_min <= state.gate_sigma <= settings.sigma and state.step != self.last_level
         if not late or state.step < self.from_level:
             return state
         rows = (state.active & state.loss.isfinite()).nonzero().flatten().tolist()
@@ -200,7 +200,7 @@ class Resampling(Hook):
         info.add(
             "resampling",
             step=state.step,
-            sigma=state.sigma,
+            sigma=state.gate_sigma,
             t=state.t,
             particle_ids=ids,
             losses=losses,

@@ -13,14 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from particledaps.diffusion.levels import per_particle
+from particledaps.diffusion.levels import broadcast_sigma, per_particle, spread
 from particledaps.diffusion.mcmc import ChainSettings, Draw, Evaluation, Target, run_chain
 from particledaps.diffusion.pfode import DiffusionPFODE
-from particledaps.diffusion.score import Denoiser, score
+from particledaps.diffusion.score import score
 from particledaps.particles.data_term import DataTerm
 from particledaps.particles.state import NUM_TIMESTEPS, Hook, Info, Start, State, Streams
 from particledaps.paths.schedules import PATHS
@@ -38,8 +38,8 @@ class SamplerSettings:
     """How the annealing loop runs.
 
     Attributes:
-        path: ``(K + 1,)`` annealing sigmas, the last one 0.
-        inner_path: ``inner_path(sigma)`` gives the ODE's path from ``sigma`` down.
+        path: ``(K + 1,)`` annealing sigmas, the last one 0; ``(K + 1, S)`` where S parts have levels of their own.
+        inner_path: ``inner_path(sigma)`` gives the ODE's path from ``sigma`` (a number, or ``(1, S)``) down.
         chain: the MCMC chain at step size ``chain.step_size`` (first level).
         step_size_min_ratio: the step size falls linearly over the levels to this fraction.
         tau: standard deviation of the likelihood; the operator's noise is calibrated, less is tempering.
@@ -50,10 +50,11 @@ class SamplerSettings:
         likelihood_half: data term ``L / (2 tau^2)``; False is DAPS's ``L / tau^2``.
         gradient_clamp: if set, the latent gradient of the loss is clamped elementwise (DAPS's latent wrapper: 1.0).
         ratio_counts_end: step-size schedule ``k / (K + 1)`` as in DAPS instead of ``k / (K - 1)``.
+        gate_part: the part whose noise level hooks go by.
     """
 
     path: torch.Tensor
-    inner_path: Callable[[float], torch.Tensor]
+    inner_path: Callable[[Any], torch.Tensor]
     chain: ChainSettings
     step_size_min_ratio: float
     tau: float
@@ -63,10 +64,20 @@ class SamplerSettings:
     likelihood_half: bool = True
     gradient_clamp: float | None = None
     ratio_counts_end: bool = False
+    gate_part: int = 0
 
     @property
     def num_levels(self) -> int:
         return len(self.path) - 1
+
+    @property
+    def gate_path(self) -> torch.Tensor:
+        """``(K + 1,)``: the sigmas that hooks go by."""
+        return self.path[:, self.gate_part] if self.path.ndim == 2 else self.path
+
+    def sigma(self, level: int) -> float | torch.Tensor:
+        """Noise of a level: a number, or ``(1, S)``."""
+        return self.path[level][None] if self.path.ndim == 2 else self.path[level].item()
 
     def step_size(self, level: int) -> float:
         """Step size of the chain at ``level``."""
@@ -83,7 +94,11 @@ def build_sampler_settings(
     """
     path = PATHS[annealing.schedule](annealing.num_steps, annealing.sigma_max, annealing.sigma_min)
 
-    def inner_path(sigma: float) -> torch.Tensor:
+    def inner_path(sigma: float | torch.Tensor) -> torch.Tensor:
+        if isinstance(sigma, torch.Tensor):
+            return torch.stack(
+                [_held_below(ode.sigma_min, inner_path, own, ode.num_steps) for own in sigma[0].tolist()], 1
+            )
         return PATHS[ode.schedule](ode.num_steps, sigma, ode.sigma_min, end=compat.inner_end)
 
     return SamplerSettings(
@@ -101,6 +116,26 @@ def build_sampler_settings(
     )
 
 
+def check_path(path: torch.Tensor, prior: Prior) -> None:
+    """An annealing path has one column, or one a part of the prior, and noise before its end.
+
+    Raises:
+        ValueError: it has not.
+    """
+    columns, parts = path.shape[1:].numel(), max(len(prior.parts), 1)
+    if path.ndim not in (1, 2) or (path.ndim == 2 and columns != parts):
+        raise ValueError(f"the path has {columns} columns, {prior.name} has {parts} parts with noise of their own")
+    if not bool((path[:-1] > 0).all()):
+        raise ValueError("the path is 0 before its end: hold a part at a small sigma instead")
+
+
+def _held_below(least: float, path: Callable[[float], torch.Tensor], sigma: float, num_steps: int) -> torch.Tensor:
+    """The ODE's path of one part; a part that already stands below the ODE's smallest sigma stays until the end."""
+    if sigma > least:
+        return path(sigma)
+    return torch.tensor([sigma] * num_steps + [0.0], dtype=torch.float64)
+
+
 class LatentDAPS:
     """The annealing loop. With a pixel prior (identity autoencoder) this is DAPS itself.
 
@@ -110,6 +145,9 @@ class LatentDAPS:
         settings: path, chain and likelihood.
         hooks: called in this order at each moment.
         first_child_id: least particle id of a child; one after the largest of the first particles if that is more.
+
+    Raises:
+        ValueError: the path does not fit the prior, see :func:`check_path`.
     """
 
     def __init__(
@@ -120,12 +158,13 @@ class LatentDAPS:
         hooks: Sequence[Hook] = (),
         first_child_id: int = 0,
     ) -> None:
+        check_path(settings.path, prior)
         self.first_child_id = first_child_id
         self.prior = prior
         self.operator = operator
         self.settings = settings
         self.hooks = tuple(hooks)
-        self.ode = DiffusionPFODE(prior.denoiser, settings.solver)
+        self.ode = DiffusionPFODE(prior.denoiser, settings.solver, prior.parts)
 
     def start(
         self,
@@ -138,7 +177,9 @@ class LatentDAPS:
         count, ids = len(particle_ids), torch.as_tensor(list(particle_ids), device=y.device)
         like = y.new_zeros(count, *self.prior.latent_shape)
         level = 0 if start is None else start.level
-        z = self.settings.path[level].item() * streams.normal(list(particle_ids), "start", 0, like)
+        z = spread(self.settings.sigma(level), like, self.prior.parts) * streams.normal(
+            list(particle_ids), "start", 0, like
+        )
         z0 = torch.zeros_like(z) if start is None else start.z0.to(z)
         z = z if start is None else z0 + z
         return State(
@@ -154,6 +195,7 @@ class LatentDAPS:
             level=torch.full_like(ids, level),
             next_id=max(self.first_child_id, *(i + 1 for i in particle_ids)),
             streams=streams,
+            gate_part=self.settings.gate_part,
         )
 
     def sample(
@@ -203,7 +245,7 @@ class LatentDAPS:
     def _level(self, state: State, level: int, info: Info) -> State:
         settings = self.settings
         time = NUM_TIMESTEPS * (settings.num_levels - level) / settings.num_levels
-        state = replace(state, step=level, sigma=settings.path[level].item(), t=time, drift=None, mcmc_steps=None)
+        state = replace(state, step=level, sigma=settings.sigma(level), t=time, drift=None, mcmc_steps=None)
         state = self._call("before_ode", state, info)
         before = state
         state = self._mcmc(self._ode(state), level)
@@ -213,13 +255,13 @@ class LatentDAPS:
 
     def _renoise(self, state: State) -> State:
         levels, all_ids = state.level.tolist(), state.ids
-        sigma = state.z.new_tensor([self.settings.path[level].item() for level in levels])
+        sigma = self.settings.path[levels].to(state.z)
         noise = torch.empty_like(state.z)
         for level in set(levels):
             rows = [i for i, own in enumerate(levels) if own == level]
             ids = [all_ids[i] for i in rows]
             noise[rows] = state.streams.normal(ids, "renoise", level - 1, state.z)
-        return replace(state, z=state.z0_y + per_particle(sigma, state.z) * noise)
+        return replace(state, z=state.z0_y + broadcast_sigma(sigma, state.z, self.prior.parts) * noise)
 
     def _ode(self, state: State) -> State:
         if state.drift is not None:
@@ -234,11 +276,13 @@ class LatentDAPS:
     def _mcmc(self, state: State, level: int) -> State:
         settings = self.settings
         data_term = DataTerm(self.prior, self.operator, state.y, settings.gradient_clamp)
-        target = local_posterior(data_term, self.prior.denoiser, state, settings)
+        target = local_posterior(data_term, self.prior, state, settings)
         steps = settings.chain.num_steps if state.mcmc_steps is None else state.mcmc_steps
         chain = replace(settings.chain, step_size=settings.step_size(level), num_steps=steps)
         draw, draw_uniform = chain_noise(state, level)
         z0_y, loss = run_chain(state.z0_hat, target, chain, draw, draw_uniform)
+        if self.prior.redundant:  # parts that are functions of others follow them
+            z0_y = self.prior.encode(self.prior.decode(z0_y))
         return replace(state, z0_y=z0_y, loss=loss)
 
     def _call(self, moment: str, state: State, info: Info) -> State:
@@ -251,7 +295,7 @@ DAPS = LatentDAPS
 """Pixel DAPS: the same loop with a prior whose autoencoder is the identity."""
 
 
-def local_posterior(data_term: DataTerm, denoiser: Denoiser, state: State, settings: SamplerSettings) -> Target:
+def local_posterior(data_term: DataTerm, prior: Prior, state: State, settings: SamplerSettings) -> Target:
     r"""The MCMC target of one level.
 
     ``gaussian``: :math:`U = L / 2 \tau^2 + |z_0 - \hat z_0|^2 / 2 \sigma^2` (DAPS).
@@ -261,17 +305,20 @@ def local_posterior(data_term: DataTerm, denoiser: Denoiser, state: State, setti
     likelihood = 1 / ((2 if settings.likelihood_half else 1) * settings.tau**2)
     exact = settings.prior_term == "exact"
     centre = state.z if exact else state.z0_hat
-    variance = state.sigma**2
+    variance = spread(state.sigma, state.z, prior.parts) ** 2
+    by_part = isinstance(variance, torch.Tensor)
 
     def target(z: torch.Tensor, with_gradient: bool) -> Evaluation:
         loss, gradient = data_term(z, with_gradient)
         offset = z - centre
-        potential = likelihood * loss + offset.square().flatten(1).sum(1) / (2 * variance)
+        squares = offset.square() / variance if by_part else offset.square()
+        distance = squares.flatten(1).sum(1) / (2 if by_part else 2 * variance)
+        potential = likelihood * loss + distance
         if gradient is not None:
             gradient = likelihood * gradient + offset / variance
             if exact:
                 with torch.no_grad():
-                    gradient = gradient - score(denoiser, z, settings.prior_sigma)
+                    gradient = gradient - score(prior.denoiser, z, settings.prior_sigma)
         return Evaluation(potential, gradient, loss)
 
     return target

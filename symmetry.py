@@ -173,7 +173,7 @@ class SymmetryMoves(Hook):
 
     def before_renoise(self, state: State, info: Info) -> State:
         """Make this level's moves, one after the other."""
-        moves = self.settings.moves_at(state.step, state.sigma)
+        moves = self.settings.moves_at(state.step, state.gate_sigma)
         rows = torch.nonzero(state.active & state.z0_y.flatten(1).isfinite().all(1)).flatten()
         if not moves or len(rows) == 0:
             return state
@@ -289,7 +289,7 @@ class SymmetryMoves(Hook):
         info.add(
             "symmetry",
             step=state.step,
-            sigma=state.sigma,
+            sigma=state.gate_sigma,
             t=state.t,
             move=move,
             rule=verdict.rule,

@@ -1,8 +1,9 @@
 """Train a prior on a folder of images (or an ``.npz``): autoencoder, denoiser, export.
 
-Example::
+Examples::
 
     python train_prior.py name=dogs64 images=/my/dogs export_dir=assets/dogs64
+    python train_prior.py name=dogs64px images=/my/dogs export_dir=assets/dogs64px encoding=pixels denoiser.patch=2
 
 Every stage logs curves, saves checkpoints and, started again, goes on exactly where it stopped.
 """
@@ -10,7 +11,9 @@ Every stage logs curves, saves checkpoints and, started again, goes on exactly w
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 if __name__ == "__main__":  # before torch is loaded
     from particledaps.settings.start_up import begin
@@ -22,23 +25,26 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from particledaps.checks import DataError, SettingsError
-from particledaps.data.training_views import TrainingImages, load_training_images, step_generator
+from particledaps.data.training_views import Augmentation, TrainingImages, load_training_images, step_generator
 from particledaps.priors.autoencoder import KLAutoencoder
 from particledaps.priors.embedded import read_config
 from particledaps.priors.errors import PriorError
+from particledaps.priors.transforms import TRANSFORMS
 from particledaps.runs.draw import draw_samples
 from particledaps.settings.command_line import CONFIG_DIR, exit_stopped, fail, member, register, run
 from particledaps.settings.start_up import ready
 from particledaps.settings.statuses import DISK, FAILED, disk_fault
 from particledaps.training.autoencoder import build as build_autoencoder
 from particledaps.training.autoencoder import train_autoencoder
+from particledaps.training.denoiser import Bank, LatentFacts, latent_bank, latent_facts, train_denoiser, wrap
 from particledaps.training.denoiser import build as build_denoiser
-from particledaps.training.denoiser import train_denoiser
 from particledaps.training.export import export_prior
 from particledaps.training.loop import DivergedError, load_weights
-from particledaps.training.settings import TrainingSettings, validate
+from particledaps.training.settings import STAGES, TrainingSettings, validate
 
 PROGRAM = "train_prior.py"
+LATENTS = "latents.json"
+"""In the denoiser's folder: what it was built for, so that an export need not encode the images again."""
 register("training_settings", TrainingSettings)
 
 
@@ -70,33 +76,105 @@ def train(settings: TrainingSettings) -> None:
         raise SettingsError("device=cuda: torch sees no CUDA device; use device=cpu or device=auto")
     device = torch.device("cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu")
     folder = Path(settings.save_dir) / settings.name
-    large = Path(settings.large_images) if settings.large_images else None
-    data = load_training_images(
-        Path(settings.images), large, settings.resolution, settings.zoom, settings.min_crop, settings.close_up
-    )
-    stage_one = settings.autoencoder
+    data = load_data(settings)
+    autoencoder = TRANSFORMS[settings.encoding]() if settings.encoding in TRANSFORMS else None
+    if autoencoder is None:
+        autoencoder = trained_autoencoder(settings, data, folder / "autoencoder", device)
+    if {"denoiser", "export"}.isdisjoint(settings.stages):
+        return
+    stage, bank = folder / "denoiser", None
+    latents = kept_facts(stage, settings, data)
+    if latents is None or "denoiser" in settings.stages:
+        bank = latent_bank(autoencoder, data, settings.denoiser.bank_views, settings.seed, device)
+        latents = latents or facts_of(settings, bank, data)
+    if bank is not None and "denoiser" in settings.stages:
+        torch.manual_seed(settings.seed + 1)
+        keep_facts(stage, latents)
+        train_denoiser(autoencoder, settings.denoiser, bank, latents, data.validation, stage, settings.seed, device)
+    if "export" in settings.stages:
+        export(settings, autoencoder.cpu(), latents, data, folder)
 
+
+def load_data(settings: TrainingSettings) -> TrainingImages:
+    """The training images.
+
+    Raises:
+        DataError: they cannot be read or do not fit the settings.
+    """
+    large = Path(settings.large_images) if settings.large_images else None
+    views = Augmentation(settings.zoom, settings.min_crop, settings.close_up, settings.mirror)
+    data = load_training_images(Path(settings.images), large, settings.resolution, views, settings.channels)
+    if settings.class_conditional and data.labels is None:
+        raise DataError(
+            f"class_conditional=true: {settings.images} has no classes: an .npz needs train_labels, a folder one "
+            "folder a class and no image outside"
+        )
+    return data if settings.class_conditional else replace(data, labels=None, class_names=())
+
+
+def trained_autoencoder(
+    settings: TrainingSettings, data: TrainingImages, folder: Path, device: torch.device
+) -> KLAutoencoder:
+    """Stage one, trained now or before, with the statistics of its latents."""
+    stage = settings.autoencoder
     if "autoencoder" in settings.stages:
         torch.manual_seed(settings.seed)
-        train_autoencoder(stage_one, data, folder / "autoencoder", settings.seed, device)
-    network = load_stage(folder / "autoencoder", build_autoencoder(stage_one, settings.resolution)).to(device)
-    autoencoder = standardised(network, stage_one.patch, data, settings.seed)
-    if "denoiser" in settings.stages:
-        torch.manual_seed(settings.seed + 1)
-        train_denoiser(autoencoder, settings.denoiser, data, folder / "denoiser", settings.seed, device)
-    if "export" in settings.stages:
-        export(settings, autoencoder.cpu(), data, folder)
+        train_autoencoder(stage, data, folder, settings.seed, device)
+    network = load_stage(folder, build_autoencoder(stage, settings.resolution, data.images.shape[1])).to(device)
+    return standardised(network, stage.patch, data, settings.seed)
 
 
-def export(settings: TrainingSettings, autoencoder: KLAutoencoder, data: TrainingImages, folder: Path) -> None:
+def facts_of(settings: TrainingSettings, bank: Bank, data: TrainingImages) -> LatentFacts:
+    """What the denoiser is built for."""
+    scale = settings.denoiser.sigma_data
+    if settings.encoding not in TRANSFORMS:
+        shape = tuple(bank.latents.shape[1:])
+        return LatentFacts(shape, (shape[0],), 1.0 if scale is None else scale, len(data.class_names))
+    parts = TRANSFORMS[settings.encoding].parts(data.images.shape[1])
+    return latent_facts(bank, parts, scale, len(data.class_names))
+
+
+def keep_facts(stage: Path, latents: LatentFacts) -> None:
+    """Write what the denoiser is built for: a training that goes on, or is exported, uses the same."""
+    stage.mkdir(parents=True, exist_ok=True)
+    (stage / LATENTS).write_text(json.dumps(asdict(latents)) + "\n")
+
+
+def kept_facts(stage: Path, settings: TrainingSettings, data: TrainingImages) -> LatentFacts | None:
+    """What :func:`keep_facts` wrote; None where no training began.
+
+    Raises:
+        DataError: it is unreadable, or of other parts or classes than these settings ask for.
+    """
+    path = stage / LATENTS
+    if not path.exists():
+        return None
+    try:
+        found = LatentFacts(**json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{path} is damaged: remove it, and the denoiser stage writes it anew") from error
+    kind = TRANSFORMS.get(settings.encoding)
+    count = 1 if kind is None else len(kind.parts(1))
+    if found.num_levels != count or found.num_classes != len(data.class_names):
+        raise DataError(
+            f"{path} is of a training with {found.num_levels} parts and {found.num_classes} classes, these settings "
+            f"ask for {count} and {len(data.class_names)}; choose another name= or remove its folder"
+        )
+    return replace(found, shape=tuple(found.shape), parts=tuple(found.parts))
+
+
+def export(
+    settings: TrainingSettings, autoencoder: torch.nn.Module, latents: LatentFacts, data: TrainingImages, folder: Path
+) -> None:
     """Write the prior, its figures and a grid of samples."""
-    side = settings.resolution // settings.autoencoder.patch // 2 ** (len(settings.autoencoder.channels) - 1)
-    shape = (settings.autoencoder.latent_channels, side, side)
-    unet = load_stage(folder / "denoiser", build_denoiser(settings.denoiser, shape))
-    facts = {"name": settings.name, "source": settings.source, "licence": settings.licence, "seed": settings.seed}
-    facts["training"] = {stage: progress(folder / stage) for stage in ("autoencoder", "denoiser")}
+    network = load_stage(folder / "denoiser", build_denoiser(settings.denoiser, latents))
+    facts: dict[str, Any] = {"name": settings.name, "source": settings.source, "licence": settings.licence}
+    stages = STAGES[:2] if isinstance(autoencoder, KLAutoencoder) else STAGES[1:2]
+    facts |= {"seed": settings.seed, "training": {stage: progress(folder / stage) for stage in stages}}
+    if data.class_names:
+        facts["class_names"] = list(data.class_names)
     target = Path(settings.export_dir)
-    prior = export_prior(target, autoencoder, unet, settings.denoiser, facts, data.validation)
+    prior = export_prior(target, autoencoder, wrap(network, settings.denoiser, latents), facts, data.validation)
     print(json.dumps(read_config(target)["figures"], indent=1))
     draw_samples(prior, target / "samples.png", settings.seed)
 

@@ -19,6 +19,7 @@ from particledaps.checkout import ROOT
 from particledaps.checks import DataError
 from particledaps.checksums import sha256_of
 from particledaps.data.image_folder import assign_ids, image_files
+from particledaps.data.labels import folder_labels, split_labels
 from particledaps.data.npz import Archive
 from particledaps.data.pixel_values import PixelError, deep_planes, fit_planes
 from particledaps.data.sources import Source, arrays_sha256
@@ -50,6 +51,7 @@ class ImageSet:
         origins: ``photograph``, ``synthetic`` (drawn from the prior) or ``data``.
         read: position -> ``(R, R, C)`` on the scale 0 to 255.
         source: position -> what it is read from.
+        read_labels: see :meth:`labels`.
     """
 
     ids: tuple[int, ...]
@@ -57,6 +59,15 @@ class ImageSet:
     origins: tuple[str, ...]
     read: Callable[[int], np.ndarray]
     source: Callable[[int], Source]
+    read_labels: Callable[[], np.ndarray | None] = lambda: None
+
+    def labels(self) -> np.ndarray | None:
+        """Class of each image ``(N,)`` int64; None where the data have none.
+
+        Raises:
+            DataError: they are no whole numbers, one an image.
+        """
+        return self.read_labels()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -118,6 +129,15 @@ def load_image(path: Path, resolution: int, channels: int = 3, bit_depth: int | 
     image = planes[0].convert("L" if channels == 1 else "RGB")
     square = ImageOps.fit(image, (resolution, resolution), Image.Resampling.LANCZOS)
     return np.asarray(square).reshape(resolution, resolution, channels)
+
+
+def is_grey(path: Path) -> bool:
+    """Does a picture say that it holds grey levels only? A damaged one is left to :func:`load_image`."""
+    try:
+        with Image.open(path) as opened:
+            return opened.getbands() in (("1",), ("L",), ("I",), ("F",), ("L", "A")) or opened.mode.startswith("I;16")
+    except DAMAGED_IMAGE:
+        return True
 
 
 def to_tensor(images: np.ndarray) -> torch.Tensor:
@@ -311,7 +331,12 @@ def folder_images(
         except OSError as error:
             raise DataError(f"{files[position]} cannot be read: {error.strerror}") from error
 
-    return ImageSet(tuple(chosen), tuple(f.stem for f in files), ("data",) * len(files), read, source)
+    def labels() -> np.ndarray | None:
+        everything = sorted(paths)
+        found = folder_labels(folder, [folder / paths[i] for i in everything])
+        return None if found is None else found.values[np.isin(everything, chosen)]
+
+    return ImageSet(tuple(chosen), tuple(f.stem for f in files), ("data",) * len(files), read, source, labels)
 
 
 class _Rows:
@@ -357,4 +382,10 @@ def npz_rows(data: DataSettings) -> ImageSet:
     def source(position: int) -> Source:
         return Source(names[position], arrays_sha256(read(position)))
 
-    return ImageSet(tuple(chosen), names, ("data",) * len(chosen), read, source)
+    def labels() -> np.ndarray | None:
+        with Archive(path) as archive:
+            count = _num_images(archive, array)
+        values = split_labels(path, array.replace("images", "labels"), count)
+        return None if values is None else values[[rows[i] for i in chosen]]
+
+    return ImageSet(tuple(chosen), names, ("data",) * len(chosen), read, source, labels)

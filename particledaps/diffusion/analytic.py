@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -16,6 +17,8 @@ class GaussianDenoiser(nn.Module):
     Args:
         mean: ``(C, H, W)``.
         covariance: ``(n, n)`` over the flattened latent, ``n = C * H * W``, or a number (isotropic).
+        parts: channels of each part with noise of its own, where sigma is ``(P, S)``; None: equal ones. The denoiser
+            is the joint one of all parts.
 
     Example:
         >>> denoiser = GaussianDenoiser(torch.zeros(1, 1, 1), 1.0)
@@ -27,8 +30,11 @@ class GaussianDenoiser(nn.Module):
     values: torch.Tensor
     vectors: torch.Tensor
 
-    def __init__(self, mean: torch.Tensor, covariance: torch.Tensor | float) -> None:
+    def __init__(
+        self, mean: torch.Tensor, covariance: torch.Tensor | float, parts: Sequence[int] | None = None
+    ) -> None:
         super().__init__()
+        self.parts = parts
         size = mean.numel()
         full = torch.as_tensor(covariance, dtype=mean.dtype)
         if full.ndim == 0:
@@ -42,7 +48,7 @@ class GaussianDenoiser(nn.Module):
     def forward(self, z: torch.Tensor, sigma: torch.Tensor | float) -> torch.Tensor:
         offset = (z - self.mean).flatten(1)
         if torch.as_tensor(sigma).ndim == 2:
-            return self._grouped(offset, broadcast_sigma(sigma, z).square()).reshape(z.shape) + self.mean
+            return self._grouped(offset, broadcast_sigma(sigma, z, self.parts).square()).reshape(z.shape) + self.mean
         variance = broadcast_sigma(sigma, offset).square()
         centred = offset @ self.vectors
         shrunk = centred * (self.values / (self.values + variance))

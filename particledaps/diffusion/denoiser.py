@@ -5,19 +5,19 @@ All of them share one form (Karras et al. 2022, eq. 7):
 .. math:: D(z; \sigma) = c_{skip} z + c_{out} F(c_{in} z, c_{noise}), \qquad
     \nabla_z \log p(z; \sigma) = (D(z; \sigma) - z) / \sigma^2
 
-``sigma`` is a scalar, ``(P,)`` (one level a particle) or ``(P, S)`` (S equal groups of channels noised independently).
+``sigma`` is a scalar, ``(P,)`` (one level a particle) or ``(P, S)`` (a level of its own for each of S parts of the
+channels, which only the EDM wrapper and networks that know S levels take).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
 from torch import nn
 
 from particledaps.diffusion.levels import broadcast_sigma, network_sigma
-from particledaps.diffusion.score import Denoiser
 
 Network = Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]
 
@@ -77,6 +77,28 @@ class X0Denoiser(nn.Module):
         return self.network(z / (1 + s.square()).sqrt(), self.noise.sigma_to_t(network_sigma(sigma, z)))
 
 
+class FlowDenoiser(nn.Module):
+    r"""From a network that predicts the velocity :math:`\epsilon - z_0` of rectified flow (Liu et al. 2023).
+
+    It sees :math:`(1 - t) z_0 + t \epsilon = z / (1 + \sigma)` with :math:`t = \sigma / (1 + \sigma)`:
+
+    .. math:: D = \frac{z - \sigma F(z / (1 + \sigma), t)}{1 + \sigma}
+
+    Args:
+        network: ``network(input, t) -> velocity``.
+        noise: the map from sigma to the network's timestep.
+    """
+
+    def __init__(self, network: Network, noise: NoiseMap) -> None:
+        super().__init__()
+        self.network, self.noise = network, noise
+
+    def forward(self, z: torch.Tensor, sigma: torch.Tensor | float) -> torch.Tensor:
+        s = broadcast_sigma(sigma, z)
+        velocity = self.network(z / (1 + s), self.noise.sigma_to_t(network_sigma(sigma, z)))
+        return (z - s * velocity) / (1 + s)
+
+
 class EDMDenoiser(nn.Module):
     r"""EDM preconditioning (Karras et al. 2022, table 1) of a raw network ``F``.
 
@@ -84,40 +106,47 @@ class EDMDenoiser(nn.Module):
         c_{out} = \frac{\sigma \sigma_d}{\sqrt{\sigma^2 + \sigma_d^2}}, \quad
         c_{in} = \frac{1}{\sqrt{\sigma^2 + \sigma_d^2}}, \quad c_{noise} = k \ln \sigma
 
+    Each part of a prior with several has a sigma and a :math:`\sigma_d` of its own; the network is given them all.
+
     Args:
-        network: ``network(input, c_noise) -> F``.
-        sigma_data: standard deviation :math:`\sigma_d` of the latents.
+        network: ``network(input, c_noise) -> F``, with ``c_noise`` ``(P,)``, or ``(P, S)`` for S > 1 parts.
+        sigma_data: root mean square :math:`\sigma_d` of the latents; a number, or one a part.
         noise_scale: ``k``; 1/4 in the paper, larger where the network embeds timesteps up to 1000.
+        parts: channels of each part with noise of its own; None: one part.
+        sigma_min: the network is told no smaller level: that of a part which is held clean while another has noise.
     """
 
-    def __init__(self, network: Network, sigma_data: float = 1.0, noise_scale: float = 0.25) -> None:
+    def __init__(
+        self,
+        network: Network,
+        sigma_data: float | Sequence[float] = 1.0,
+        noise_scale: float = 0.25,
+        parts: Sequence[int] | None = None,
+        sigma_min: float = 0.0,
+    ) -> None:
         super().__init__()
         self.network = network
         self.sigma_data = sigma_data
         self.noise_scale = noise_scale
+        self.parts = None if parts is None or len(parts) == 1 else tuple(parts)
+        self.sigma_min = sigma_min
+        self._scales: torch.Tensor | None = None
 
     def forward(self, z: torch.Tensor, sigma: torch.Tensor | float) -> torch.Tensor:
-        s, d = broadcast_sigma(sigma, z), self.sigma_data
+        s, d = broadcast_sigma(sigma, z, self.parts), self._data_scale(z)
         total = s.square() + d**2
-        output = self.network(z / total.sqrt(), self.noise_scale * network_sigma(sigma, z).log())
+        level = network_sigma(sigma, z, 1 if self.parts is None else len(self.parts))
+        output = self.network(z / total.sqrt(), self.noise_scale * level.clamp(min=self.sigma_min).log())
         return d**2 / total * z + s * d / total.sqrt() * output
 
+    def around(self, network: Network) -> EDMDenoiser:
+        """The same preconditioning of another network."""
+        other = EDMDenoiser(network, self.sigma_data, self.noise_scale, self.parts, self.sigma_min)
+        return other.train(self.training)
 
-class GuidedDenoiser(nn.Module):
-    r"""Classifier-free guidance (Ho and Salimans 2022): :math:`D = D_\emptyset + w (D_c - D_\emptyset)`.
-
-    Args:
-        conditional: the denoiser with its condition.
-        unconditional: the same network with the null condition.
-        scale: ``w``; 1 is the conditional denoiser, larger values exaggerate the condition.
-    """
-
-    def __init__(self, conditional: Denoiser, unconditional: Denoiser, scale: float) -> None:
-        super().__init__()
-        self.conditional = conditional
-        self.unconditional = unconditional
-        self.scale = scale
-
-    def forward(self, z: torch.Tensor, sigma: torch.Tensor | float) -> torch.Tensor:
-        free = self.unconditional(z, sigma)
-        return free + self.scale * (self.conditional(z, sigma) - free)
+    def _data_scale(self, z: torch.Tensor) -> torch.Tensor | float:
+        if isinstance(self.sigma_data, int | float):
+            return self.sigma_data
+        if self._scales is None or self._scales.device != z.device:
+            self._scales = torch.tensor([list(self.sigma_data)], device=z.device)
+        return broadcast_sigma(self._scales, z, self.parts)

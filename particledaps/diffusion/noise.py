@@ -33,14 +33,35 @@ def alphas_cumprod(betas: torch.Tensor) -> torch.Tensor:
     return (1 - betas.double()).cumprod(0)
 
 
+TERMINAL_SIGMA = 1e3
+"""Where a last timestep without signal stands: sigma would be infinite there."""
+
+
+def zero_terminal_snr(betas: torch.Tensor) -> torch.Tensor:
+    r"""Cumulative alphas ``(T,)`` of a schedule that is rescaled to end without signal (Lin et al. 2023, algorithm 1).
+
+    .. math:: \sqrt{\bar\alpha'_t} = (\sqrt{\bar\alpha_t} - \sqrt{\bar\alpha_T})
+        \frac{\sqrt{\bar\alpha_1}}{\sqrt{\bar\alpha_1} - \sqrt{\bar\alpha_T}}
+    """
+    roots = alphas_cumprod(betas).sqrt()
+    return ((roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])).square()
+
+
 class DiscreteNoise:
     r"""Map between sigma and the (fractional) timestep of a checkpoint.
 
     ``log sigma`` is interpolated linearly between the checkpoint's timesteps. Below the grid the lowest timestep is
     returned, above it the highest: a network is never asked about a level that it has not seen.
 
+    A last value of 0 (zero terminal SNR) stands at :data:`TERMINAL_SIGMA`, and so does every timestep above it. Across
+    the interval before it the signal :math:`1 / \sqrt{1 + \sigma^2}` is interpolated: log sigma runs away there.
+
     Args:
-        alphas_cumprod: ``(T,)`` decreasing values in (0, 1).
+        alphas_cumprod: ``(T,)`` decreasing values in (0, 1); the last one may be 0.
+
+    Attributes:
+        sigmas: ``(T,)`` of the timesteps.
+        terminal: does the schedule end without signal?
 
     Raises:
         ValueError: the values do not decrease or leave (0, 1).
@@ -48,11 +69,16 @@ class DiscreteNoise:
 
     def __init__(self, alphas_cumprod: torch.Tensor) -> None:
         values = alphas_cumprod.double()
-        inside = bool(((values > 0) & (values < 1)).all())
+        self.terminal = values.ndim == 1 and len(values) > 2 and values[-1].item() == 0
+        inner = values[:-1] if self.terminal else values
+        inside = bool(((inner > 0) & (inner < 1)).all())
         if values.ndim != 1 or len(values) < 2 or not inside or bool((values.diff() >= 0).any()):
             raise ValueError("alphas_cumprod must be a decreasing sequence in (0, 1)")
-        self.sigmas = (1 / values - 1).sqrt()
-        self._log_sigmas = self.sigmas.log()
+        self.sigmas, times = (1 / values - 1).sqrt(), torch.arange(len(values))
+        if self.terminal:
+            self.sigmas = self.sigmas.clamp(max=TERMINAL_SIGMA)
+            times = torch.cat([times[self.sigmas < TERMINAL_SIGMA], times[-1:]])
+        self._table = torch.stack([times.double(), self.sigmas[times].log()])
         self._placed: dict[torch.device, torch.Tensor] = {}
 
     @property
@@ -66,28 +92,66 @@ class DiscreteNoise:
         return self.sigmas[-1].item()
 
     def _grid(self, device: torch.device) -> torch.Tensor:
-        """Log sigmas on a device; copied there once, not at every call."""
+        """Timesteps and log sigmas on a device; copied there once, not at every call."""
         if device not in self._placed:
-            self._placed[device] = self._log_sigmas.to(device)
+            self._placed[device] = self._table.to(device)
         return self._placed[device]
 
     def sigma_to_t(self, sigma: torch.Tensor | float) -> torch.Tensor:
         """Fractional timestep in [0, T - 1] of ``sigma`` > 0 (any shape), in the dtype of ``sigma``."""
         sigma = torch.as_tensor(sigma)
-        grid = self._grid(sigma.device)
+        times, grid = self._grid(sigma.device)
         log_sigma = sigma.double().log().clamp(grid[0], grid[-1])
         low = (torch.searchsorted(grid, log_sigma.contiguous(), right=True) - 1).clamp(0, len(grid) - 2)
-        t = low + (log_sigma - grid[low]) / (grid[low + 1] - grid[low])
+        share = (log_sigma - grid[low]) / (grid[low + 1] - grid[low])
+        if self.terminal:
+            before, last = _signal(grid[-2:])
+            by_signal = ((before - _signal(log_sigma)) / (before - last)).clamp(0, 1)
+            share = torch.where(low == len(grid) - 2, by_signal, share)
+        t = times[low] + share * (times[low + 1] - times[low])
         return t.to(sigma.dtype if sigma.is_floating_point() else torch.float32)
 
     def t_to_sigma(self, t: torch.Tensor | float) -> torch.Tensor:
         """Sigma at fractional timestep ``t`` in [0, T - 1] (any shape)."""
         t = torch.as_tensor(t)
-        grid = self._grid(t.device)
-        position = t.double().clamp(0, len(grid) - 1)
-        low = position.floor().long().clamp(max=len(grid) - 2)
-        log_sigma = grid[low] + (position - low) * (grid[low + 1] - grid[low])
+        times, grid = self._grid(t.device)
+        position = t.double().clamp(0, int(times[-1]))
+        low = (torch.searchsorted(times, position.contiguous(), right=True) - 1).clamp(0, len(grid) - 2)
+        share = (position - times[low]) / (times[low + 1] - times[low])
+        log_sigma = grid[low] + share * (grid[low + 1] - grid[low])
+        if self.terminal:
+            before, last = _signal(grid[-2:])
+            signal = before + share * (last - before)
+            log_sigma = torch.where(low == len(grid) - 2, (1 / signal.square() - 1).log() / 2, log_sigma)
         return log_sigma.exp().to(t.dtype if t.is_floating_point() else torch.float32)
+
+
+def _signal(log_sigma: torch.Tensor) -> torch.Tensor:
+    """``1 / sqrt(1 + sigma^2)``, the square root of alphas_cumprod."""
+    return 1 / (1 + (2 * log_sigma).exp()).sqrt()
+
+
+class FlowNoise:
+    r"""The map of rectified flow: time :math:`t = \sigma / (1 + \sigma)`, shown to the network as ``num_steps * t``.
+
+    Time 1, pure noise, stands at :data:`TERMINAL_SIGMA`.
+    """
+
+    sigma_max = TERMINAL_SIGMA
+
+    def __init__(self, num_steps: int = 1000) -> None:
+        self.num_steps = num_steps
+
+    def sigma_to_t(self, sigma: torch.Tensor | float) -> torch.Tensor:
+        """Timestep in [0, num_steps] of ``sigma`` >= 0 (any shape)."""
+        sigma = torch.as_tensor(sigma)
+        time = torch.where(sigma >= TERMINAL_SIGMA, torch.ones_like(sigma), sigma / (1 + sigma))
+        return self.num_steps * time
+
+    def t_to_sigma(self, t: torch.Tensor | float) -> torch.Tensor:
+        """Inverse of :meth:`sigma_to_t`."""
+        time = torch.as_tensor(t) / self.num_steps
+        return (time / (1 - time)).clamp(max=TERMINAL_SIGMA)
 
 
 class ContinuousVPNoise:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import torch
 
 from particledaps.diffusion.levels import broadcast_sigma
 from particledaps.diffusion.score import Denoiser
+from particledaps.diffusion.solvers import euler_step, heun_step
 
 SOLVERS = ("euler", "heun")
-FLOOR = 1e-6
-"""Sigma that a group already at 0 shows to the denoiser while other groups still move; its own step is 0."""
 
 
 class DiffusionPFODE:
@@ -25,6 +25,7 @@ class DiffusionPFODE:
 
     Args:
         denoiser: the prior's denoiser ``D``.
+        parts: channels of each part of z with noise of its own, where paths are ``(N + 1, S)``; None: equal ones.
         solver: ``euler`` (one call an interval) or ``heun`` (two, second order; the last interval to 0 is Euler).
 
     Example:
@@ -35,10 +36,11 @@ class DiffusionPFODE:
         0.0
     """
 
-    def __init__(self, denoiser: Denoiser, solver: str = "euler") -> None:
+    def __init__(self, denoiser: Denoiser, solver: str = "euler", parts: Sequence[int] | None = None) -> None:
         if solver not in SOLVERS:
             raise ValueError(f"solver={solver!r}: allowed are {', '.join(SOLVERS)}")
         self.denoiser, self.solver = denoiser, solver
+        self.parts = parts
         self._repulsion: tuple[torch.Tensor, torch.Tensor | float] | None = None
 
     def set_repulsion(self, term: torch.Tensor, scale: torch.Tensor | float) -> None:
@@ -56,7 +58,7 @@ class DiffusionPFODE:
 
     def derivative(self, z: torch.Tensor, sigma: torch.Tensor | float) -> torch.Tensor:
         """``dz / dsigma`` at ``sigma`` > 0."""
-        s = broadcast_sigma(sigma, z)
+        s = broadcast_sigma(sigma, z, self.parts)
         drift = (z - self.denoiser(z, sigma)) / s
         if self._repulsion is None:
             return drift
@@ -68,17 +70,11 @@ class DiffusionPFODE:
 
         Args:
             z: ``(P, C, H, W)`` at noise level ``path[0]``.
-            path: descending sigmas ``(N + 1,)``, or ``(N + 1, S)`` for S independently noised groups of channels, or
+            path: descending sigmas ``(N + 1,)``, or ``(N + 1, S)`` for S parts with noise of their own, or
                 ``(N + 1, P, S)`` where particles stand at different levels.
         """
+        step = heun_step if self.solver == "heun" else euler_step
         for sigma, sigma_next in itertools.pairwise(path):
             here, there = (s[None] if s.ndim == 1 else s for s in (sigma, sigma_next))
-            step = broadcast_sigma(there, z) - broadcast_sigma(here, z)
-            slope = self.derivative(z, here.clamp(min=FLOOR))
-            proposal = z + step * slope
-            if self.solver == "heun" and bool((there > 0).any()):
-                second = self.derivative(proposal, there.clamp(min=FLOOR))
-                slope = torch.where(broadcast_sigma(there, z) > 0, (slope + second) / 2, slope)
-                proposal = z + step * slope
-            z = proposal
+            z = step(self.derivative, z, here, there, self.parts)
         return z

@@ -1,6 +1,6 @@
 r"""What a denoiser ``D(z; sigma) = E[z0 | z0 + sigma * eps = z]`` says of latents.
 
-``sigma`` is a scalar, ``(P,)`` (one level a particle) or ``(P, S)`` (S equal groups of channels noised independently).
+``sigma`` is a scalar, ``(P,)`` (one level a particle) or ``(P, S)`` (a level of its own for each of S parts).
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ class Denoiser(Protocol):
     def __call__(self, z: torch.Tensor, sigma: torch.Tensor | float) -> torch.Tensor: ...
 
 
-def score(denoiser: Denoiser, z: torch.Tensor, sigma: torch.Tensor | float) -> torch.Tensor:
-    """``(D(z; sigma) - z) / sigma^2``."""
-    return (denoiser(z, sigma) - z) / broadcast_sigma(sigma, z).square()
+def score(
+    denoiser: Denoiser, z: torch.Tensor, sigma: torch.Tensor | float, parts: Sequence[int] | None = None
+) -> torch.Tensor:
+    """``(D(z; sigma) - z) / sigma^2``; ``parts``: channels of each part, where sigma is ``(P, S)``."""
+    return (denoiser(z, sigma) - z) / broadcast_sigma(sigma, z, parts).square()
 
 
 def denoising_loss(denoiser: Denoiser, z: torch.Tensor, sigmas: Sequence[float], noise: torch.Tensor) -> torch.Tensor:

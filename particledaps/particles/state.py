@@ -39,10 +39,11 @@ class State:
         next_id: id of the next child of this run.
         streams: random streams of this image.
         step: level k, 0 to K - 1.
-        sigma: noise level ``sigma_k`` of the level.
+        sigma: noise level ``sigma_k`` of the level; ``(1, S)`` where the parts of the latents have levels of their own.
         t: time ``1000 (1 - k / K)``.
         drift: a term and its scale to add to the score in this level's ODE, or None.
         mcmc_steps: MCMC steps of this level, where they are not the run's; set by a hook before the ODE.
+        gate_part: the part whose noise level hooks go by.
     """
 
     z: torch.Tensor
@@ -58,10 +59,11 @@ class State:
     next_id: int
     streams: Streams
     step: int = 0
-    sigma: float = float("inf")
+    sigma: float | torch.Tensor = float("inf")
     t: float = float(NUM_TIMESTEPS)
     drift: tuple[torch.Tensor, torch.Tensor | float] | None = None
     mcmc_steps: int | None = None
+    gate_part: int = 0
 
     def __len__(self) -> int:
         return len(self.z)
@@ -93,6 +95,11 @@ class State:
             name: torch.cat([getattr(self, name), getattr(other, name)]) for name in PARTICLE_FIELDS
         }
         return replace(other, **parts, drift=None)
+
+    @property
+    def gate_sigma(self) -> float:
+        """Noise level that hooks go by and that is shown: that of the part ``gate_part``."""
+        return self.sigma[0, self.gate_part].item() if isinstance(self.sigma, torch.Tensor) else self.sigma
 
     @property
     def active(self) -> torch.Tensor:

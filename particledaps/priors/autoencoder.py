@@ -31,7 +31,13 @@ class IdentityAutoencoder(nn.Module):
 
 
 def build_kl_network(
-    channels: tuple[int, ...], patch: int, latent_channels: int, resolution: int, layers: int, norm_groups: int
+    channels: tuple[int, ...],
+    patch: int,
+    latent_channels: int,
+    resolution: int,
+    layers: int,
+    norm_groups: int,
+    image_channels: int = 3,
 ) -> AutoencoderKL:
     """An ``AutoencoderKL`` on ``patch x patch`` pixel blocks (space to depth).
 
@@ -42,8 +48,8 @@ def build_kl_network(
 
     depth = len(channels)
     return AutoencoderKL(
-        in_channels=3 * patch**2,
-        out_channels=3 * patch**2,
+        in_channels=image_channels * patch**2,
+        out_channels=image_channels * patch**2,
         down_block_types=("DownEncoderBlock2D",) * depth,
         up_block_types=("UpDecoderBlock2D",) * depth,
         block_out_channels=channels,

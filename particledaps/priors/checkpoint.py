@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from particledaps.priors.conditioning import refuse_unfit, tell
 from particledaps.priors.diffusers_folder import CheckpointFolder, LoadOptions
 from particledaps.priors.errors import PriorError
 from particledaps.priors.latent_diffusion import load_latent_diffusion
@@ -33,7 +34,8 @@ def load_checkpoint(folder: CheckpointFolder, kind: str, options: LoadOptions) -
     if family not in KINDS[kind]:
         fitting = ", ".join(k for k, families in KINDS.items() if family in families)
         raise PriorError(f"model.kind={kind}: {folder.name} holds {HOLDS[family]}; use model.kind={fitting}")
+    refuse_unfit(folder.name, folder.condition_kind, options)  # before the weights are read
     prior = LOADERS[family](folder, options)
     for module in (prior.autoencoder, prior.denoiser):
         module.eval().requires_grad_(False)
-    return prior
+    return tell(prior, options)

@@ -55,9 +55,17 @@ SAMPLING = _names(
     " use_karras_sigmas use_lu_lambdas variance_type"
 )
 """Keys of these schedulers that steer diffusers' own sampler and do not touch the network's meaning."""
-READ = _names("beta_start beta_end beta_schedule num_train_timesteps prediction_type trained_betas")
+READ = _names(
+    "beta_start beta_end beta_schedule num_train_timesteps prediction_type rescale_betas_zero_snr trained_betas"
+)
+FLOW = "FlowMatchEulerDiscreteScheduler"
+FLOW_SAMPLING = _names(
+    "base_image_seq_len base_shift max_image_seq_len max_shift shift shift_terminal stochastic_sampling time_shift_type"
+    " use_beta_sigmas use_dynamic_shifting use_exponential_sigmas use_karras_sigmas"
+)
+"""Keys of the flow scheduler that say which times diffusers' sampler visits; the network is told the same time."""
+FLOW_ONLY = {"invert_sigmas": (False, "is not supported: time runs from the image to the noise here")}
 SCHEDULER_ONLY = {
-    "rescale_betas_zero_snr": (False, "(infinite sigma at the last timestep) is not supported"),
     "use_flow_sigmas": (False, "(flow matching) is not supported: betas do not describe it"),
     "timestep_type": ("discrete", "is not supported: the network takes another time than the number of its beta"),
     "predict_epsilon": (True, "is the old name of another prediction_type: write prediction_type=sample instead"),
@@ -87,11 +95,15 @@ def check_scheduler_config(config: dict[str, Any], path: Path) -> None:
         PriorError: its class is no discrete one, or a key is unknown and set, or asks for what is not supported here.
     """
     kind = config.get("_class_name")
+    if kind == FLOW:
+        _refuse_others(config, FLOW_ONLY, path)
+        _refuse_unknown(config, FLOW_SAMPLING | set(FLOW_ONLY) | {"num_train_timesteps"}, f"{path}: {kind}")
+        return
     old_steps = {"timesteps"} if config.get("timesteps") == config.get("num_train_timesteps", 1000) else set()
     if kind is not None and str(kind) not in DISCRETE:
         raise PriorError(
             f"{path}: {kind} says more of its network than betas, which nothing here reads: allowed are the discrete"
-            " DDPM, DDIM, PNDM, Euler, Heun, LMS, KDPM2, DEIS, DPMSolver, UniPC and SASolver schedulers"
+            f" DDPM, DDIM, PNDM, Euler, Heun, LMS, KDPM2, DEIS, DPMSolver, UniPC and SASolver schedulers, and {FLOW}"
         )
     _refuse_others(config, SCHEDULER_ONLY, path)
     known = SAMPLING | READ | set(SCHEDULER_ONLY) | old_steps

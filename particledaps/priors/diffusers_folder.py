@@ -42,6 +42,10 @@ class LoadOptions:
         class_id: class of a class-conditional network; None: its null class.
         prompt: of text-conditional networks.
         guidance_scale: weight of classifier-free guidance; 1 is off.
+        negative_class_id: class to guide away from; None: the null class.
+        negative_prompt: text to guide away from; None: the empty one.
+        guidance_rescale: see :class:`particledaps.diffusion.guidance.GuidedDenoiser`.
+        guidance_interval: sigmas at which to guide; None: all.
         latent_scale: factor between the autoencoder's latents and the denoiser's; None: the folder's.
         image_size: side of the images; None: the network's own.
     """
@@ -54,6 +58,10 @@ class LoadOptions:
     class_id: int | None = None
     prompt: str = ""
     guidance_scale: float = 1.0
+    negative_class_id: int | None = None
+    negative_prompt: str | None = None
+    guidance_rescale: float = 0.0
+    guidance_interval: list[float] | None = None
     latent_scale: float | None = None
     image_size: int | None = None
 
@@ -93,11 +101,25 @@ class CheckpointFolder:
         return path if path.is_file() else None
 
     @property
+    def unet_config(self) -> dict[str, Any]:
+        """``config.json`` of the U-Net."""
+        return read_json(self.unet / "config.json")
+
+    @property
+    def condition_kind(self) -> str | None:
+        """What its network is told besides the noise level: ``class``, ``prompt`` or nothing (None)."""
+        if self.family == "sd":
+            return "prompt"
+        config = self.unet_config
+        by_number = config.get("num_class_embeds") is not None and config.get("class_embed_type") is None
+        return "class" if self.class_embedding is not None or by_number else None
+
+    @property
     def family(self) -> str:
         """``pixel``, ``ldm`` or ``sd`` (text-conditional): decided by what the folder holds."""
         if self.autoencoder is None:
             return "pixel"
-        kind = read_json(self.unet / "config.json").get("_class_name")
+        kind = self.unet_config.get("_class_name")
         return "sd" if kind == "UNet2DConditionModel" and self.class_embedding is None else "ldm"
 
 

@@ -1,12 +1,15 @@
-"""Priors trained by ``train_prior.py``: a folder with ``config.json`` and two safetensors files.
+"""Priors trained by ``train_prior.py``: a folder with ``config.json`` and one or two safetensors files.
 
-``config.json`` holds the diffusers configurations of both networks, the latent statistics, the preconditioning and
-the figures of the model card. Weights are stored as float16 and computed with as float32.
+``config.json`` holds the diffusers configurations of the networks, the latent statistics, the preconditioning and
+the figures of the model card. Where ``encoding`` names a transform there is no trained autoencoder. Weights are stored
+as float16 and computed with as float32.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +22,20 @@ from torch import nn
 from particledaps.checkout import ROOT
 from particledaps.diffusion.denoiser import EDMDenoiser
 from particledaps.priors.autoencoder import KLAutoencoder
-from particledaps.priors.embedded_checks import check_export, check_numbers, check_sides, is_patch, read_misfit_excess
+from particledaps.priors.conditioning import Condition, Conditions
+from particledaps.priors.embedded_checks import (
+    check_export,
+    check_numbers,
+    check_sides,
+    is_patch,
+    read_misfit_excess,
+    read_transform,
+    transform_shapes,
+)
+from particledaps.priors.embedded_networks import UNetNetwork, around_unet
 from particledaps.priors.errors import PriorError
 from particledaps.priors.prior import Prior
+from particledaps.priors.transforms import encoding_of, root_mean_square
 from particledaps.priors.trial import check_network
 from particledaps.priors.weight_files import check_finite
 
@@ -30,51 +44,44 @@ CATS64 = ROOT / "assets" / "cats64"
 CONFIG = "config.json"
 AUTOENCODER = "autoencoder.safetensors"
 DENOISER = "denoiser.safetensors"
+COMMON = {"name": str, "patch": int, "sigma_data": int | float | list, "noise_scale": int | float, "denoiser": dict}
 ENTRIES = {
-    "name": str,
-    "patch": int,
-    "latent_mean": list,
-    "latent_std": list,
-    "sigma_data": int | float,
-    "noise_scale": int | float,
-    "autoencoder": dict,
-    "denoiser": dict,
+    "autoencoder": COMMON | {"latent_mean": list, "latent_std": list, "autoencoder": dict},
+    "transform": COMMON | {"encoding": str, "sigma_min": int | float},
 }
+"""Entries of ``config.json``, and their types, by how images become latents."""
 
 
-class UNetNetwork(nn.Module):
-    """A ``UNet2DModel`` as ``network(input, c_noise) -> tensor``."""
-
-    def __init__(self, unet: UNet2DModel) -> None:
-        super().__init__()
-        self.unet = unet
-
-    def forward(self, z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        return self.unet(z, t).sample
-
-
-def save_embedded(folder: Path, autoencoder: KLAutoencoder, denoiser: EDMDenoiser, facts: dict[str, Any]) -> None:
+def save_embedded(folder: Path, autoencoder: nn.Module, denoiser: EDMDenoiser, facts: dict[str, Any]) -> None:
     """Write a prior as float16 safetensors and ``config.json``.
 
     Args:
         folder: created if absent.
-        autoencoder: trained autoencoder with its latent statistics.
-        denoiser: trained denoiser around a :class:`UNetNetwork`.
+        autoencoder: a trained one with its latent statistics, or one of
+            :data:`particledaps.priors.transforms.TRANSFORMS`.
+        denoiser: trained denoiser around a :class:`particledaps.priors.embedded_networks.UNetNetwork`.
         facts: further entries of ``config.json`` (name, resolution, figures).
 
     Raises:
         PriorError: a weight or a statistic is not finite, or not within float16; nothing is written.
     """
-    config = facts | {
-        "patch": autoencoder.patch,
-        "latent_mean": autoencoder.mean.flatten().tolist(),
-        "latent_std": autoencoder.std.flatten().tolist(),
+    config, halves = dict(facts), {DENOISER: _half(denoiser.network.weights())}
+    if isinstance(autoencoder, KLAutoencoder):
+        config |= {
+            "patch": autoencoder.patch,
+            "latent_mean": autoencoder.mean.flatten().tolist(),
+            "latent_std": autoencoder.std.flatten().tolist(),
+            "autoencoder": public_config(autoencoder.network),
+        }
+        halves = {AUTOENCODER: _half(autoencoder.network.state_dict())} | halves
+    else:
+        config |= {"encoding": encoding_of(autoencoder), "patch": denoiser.network.patch}
+        config |= {"sigma_min": denoiser.sigma_min}
+    config |= {
         "sigma_data": denoiser.sigma_data,
         "noise_scale": denoiser.noise_scale,
-        "autoencoder": public_config(autoencoder.network),
         "denoiser": public_config(denoiser.network.unet),
     }
-    halves = {AUTOENCODER: _half(autoencoder.network), DENOISER: _half(denoiser.network.unet)}
     check_export(config, halves)
     folder.mkdir(parents=True, exist_ok=True)
     for name, weights in halves.items():
@@ -89,28 +96,71 @@ def load_embedded(folder: Path, device: torch.device | str = "cpu", dtype: torch
         PriorError: a file is missing, damaged, not finite, or does not fit the configuration.
     """
     config = read_config(folder)
+    prior = (_load_transformed if "encoding" in config else _load_latent)(config, folder)
+    for module in (prior.autoencoder, prior.denoiser):
+        module.to(device, dtype).eval().requires_grad_(False)
+    return prior
+
+
+def _load_latent(config: dict[str, Any], folder: Path) -> Prior:
+    """A trained autoencoder and a denoiser of its latents."""
     network, patch = _load_network(AutoencoderKL, config["autoencoder"], folder / AUTOENCODER), config["patch"]
     counts = {len(config["latent_mean"]), len(config["latent_std"]), network.config.latent_channels}
     check_numbers(config, folder / CONFIG)
     if not is_patch(patch, network) or len(counts) > 1:
         raise PriorError(f"{folder / CONFIG} is damaged: patch, latent_mean and latent_std do not fit the autoencoder")
     statistics = (torch.tensor(config[key]) for key in ("latent_mean", "latent_std"))
-    autoencoder = KLAutoencoder(network, patch, *statistics)
-    unet = _load_network(UNet2DModel, config["denoiser"], folder / DENOISER)
-    check_sides(network, unet, folder / CONFIG)
-    denoiser = EDMDenoiser(UNetNetwork(unet), float(config["sigma_data"]), float(config["noise_scale"]))
-    for module in (autoencoder, denoiser):
-        module.to(device, dtype).eval().requires_grad_(False)
+    unet = _load_network(UNet2DModel, config["denoiser"], folder / DENOISER, UNetNetwork)
+    check_sides(network, unet.unet, folder / CONFIG)
+    denoiser = EDMDenoiser(unet, float(config["sigma_data"]), float(config["noise_scale"]))
     side, channels = network.config.sample_size * patch, network.config.in_channels // patch**2
     return Prior(
         name=config["name"],
-        autoencoder=autoencoder,
+        autoencoder=KLAutoencoder(network, patch, *statistics),
         denoiser=denoiser,
         image_shape=(channels, side, side),
-        latent_shape=(unet.config.in_channels, unet.config.sample_size, unet.config.sample_size),
+        latent_shape=(unet.unet.config.in_channels, unet.unet.config.sample_size, unet.unet.config.sample_size),
         latent_std=float(config["sigma_data"]),
         misfit_excess=read_misfit_excess(config.get("misfit_excess"), folder / CONFIG),
+        **_class_conditions(denoiser, config),
     )
+
+
+def _load_transformed(config: dict[str, Any], folder: Path) -> Prior:
+    """A denoiser of pixels, or of parts that a transform makes of them."""
+    path = folder / CONFIG
+    check_numbers(config, path)
+    transform = read_transform(config, path)
+    around = partial(around_unet, patch=config["patch"], num_levels=len(transform.parts(1)))
+    network = _load_network(UNet2DModel, config["denoiser"], folder / DENOISER, around)
+    shape, image_shape = transform_shapes(transform, network, path)
+    parts, scale = transform.parts(image_shape[0]), config["sigma_data"]
+    denoiser = EDMDenoiser(network, scale, float(config["noise_scale"]), parts, float(config["sigma_min"]))
+    return Prior(
+        name=config["name"],
+        autoencoder=transform,
+        denoiser=denoiser,
+        image_shape=image_shape,
+        latent_shape=shape,
+        latent_std=root_mean_square(scale, parts),
+        misfit_excess=read_misfit_excess(config.get("misfit_excess"), path),
+        parts=parts,
+        redundant=transform.redundant,
+        **_class_conditions(denoiser, config),
+    )
+
+
+def _class_conditions(denoiser: EDMDenoiser, config: dict[str, Any]) -> dict[str, Any]:
+    """Fields of a prior whose network knows classes: the last of its table is the null class."""
+    count = denoiser.network.num_classes
+    if not count:
+        return {}
+
+    def build(condition: Condition) -> nn.Module:
+        return denoiser.around(denoiser.network.conditioned(int(condition)))
+
+    names = config.get("class_names") or []
+    return {"conditions": Conditions("class", build, count, count + 1, tuple(map(str, names)))}
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -127,7 +177,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:  # ValueError: neither JSON nor UTF-8, or endless digits
         raise PriorError(f"{path} is damaged: {error}") from error
     entries = config if isinstance(config, dict) else {}
-    wrong = [key for key, kind in ENTRIES.items() if not isinstance(entries.get(key), kind)]
+    needed = ENTRIES["transform" if "encoding" in entries else "autoencoder"]
+    wrong = [key for key, kind in needed.items() if not isinstance(entries.get(key), kind)]
     if wrong:
         raise PriorError(f"{path} is damaged: no valid entry {', '.join(wrong)}; export the prior again")
     return config
@@ -138,11 +189,14 @@ def public_config(network: nn.Module) -> dict[str, Any]:
     return {k: v for k, v in network.config.items() if not k.startswith("_")}
 
 
-def _half(network: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: value.half().contiguous() for name, value in network.state_dict().items()}
+def _half(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value.half().contiguous() for name, value in weights.items()}
 
 
-def _load_network(kind: type[nn.Module], config: dict[str, Any], path: Path) -> nn.Module:
+def _load_network(
+    kind: type[nn.Module], config: dict[str, Any], path: Path, around: Callable[[Any], Any] | None = None
+) -> Any:
+    """A network, or what is built ``around`` it, with the weights at ``path``."""
     if not path.is_file():
         raise PriorError(f"{path} is missing: restore it (git checkout) or export the prior again")
     try:
@@ -154,11 +208,13 @@ def _load_network(kind: type[nn.Module], config: dict[str, Any], path: Path) -> 
         network = kind(**config)
     except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise PriorError(f"{path.parent / CONFIG} describes no {kind.__name__}: {error}") from error
+    network = network if around is None else around(network)
+    load = network.load_state_dict if around is None else network.load_weights
     try:
-        network.load_state_dict({name: value.float() for name, value in weights.items()})
+        load({name: value.float() for name, value in weights.items()})
     except RuntimeError as error:
         lines = str(error).splitlines()
         first = lines[min(1, len(lines) - 1)].strip()[:160]  # the whole list can name hundreds of tensors
         raise PriorError(f"{path} does not fit {CONFIG}: {first} ...") from error
-    check_finite(network.state_dict(), path)
+    check_finite(weights, path)
     return network

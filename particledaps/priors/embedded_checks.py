@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DModel
 
+from particledaps.priors.embedded_networks import UNetNetwork
 from particledaps.priors.errors import PriorError
+from particledaps.priors.transforms import TRANSFORMS, Transform
 from particledaps.priors.trial import LARGEST_SIDE
 
 LARGEST_NUMBER = 1e30
@@ -18,7 +21,7 @@ LARGEST_NUMBER = 1e30
 
 def check_export(config: dict[str, Any], halves: dict[str, dict[str, torch.Tensor]]) -> None:
     """A diverged training is no prior."""
-    broken = [key for key in ("latent_mean", "latent_std") if not all(map(math.isfinite, config[key]))]
+    broken = [key for key in ("latent_mean", "latent_std") if not all(map(math.isfinite, config.get(key, [])))]
     for file, weights in halves.items():
         broken += [f"{Path(file).stem}.{name}" for name, value in weights.items() if not value.isfinite().all()]
     if broken:
@@ -27,18 +30,31 @@ def check_export(config: dict[str, Any], halves: dict[str, dict[str, torch.Tenso
             f"nothing is exported: {named} is not finite in float16 (a diverged training): lower the learning rate of "
             "that stage, remove its folder and train it anew"
         )
-    if flat := [channel for channel, std in enumerate(config["latent_std"]) if std <= 0]:
+    if flat := [channel for channel, std in enumerate(config.get("latent_std", [])) if std <= 0]:
         raise PriorError(f"nothing is exported: latent channel {flat[0]} is constant over the training images")
 
 
 def check_numbers(config: dict[str, Any], path: Path) -> None:
-    """Statistics and preconditioning are finite numbers, and all but the means positive."""
-    for key in ("latent_mean", "latent_std", "sigma_data", "noise_scale"):
-        values = config[key] if isinstance(config[key], list) else [config[key]]
-        positive = key != "latent_mean"
-        if not all(type(v) in (int, float) and abs(v) < LARGEST_NUMBER and (v > 0 or not positive) for v in values):
-            kind = "finite and greater than 0" if positive else "finite"
+    """Statistics and preconditioning are finite numbers; deviations and scales are positive."""
+    for key, allowed in NUMBERS.items():
+        values = config.get(key, [])
+        values = values if isinstance(values, list) else [values]
+        if not all(type(v) in (int, float) and abs(v) < LARGEST_NUMBER and allowed(v) for v in values):
+            kind = "finite and greater than 0" if allowed is _positive else "finite"
             raise PriorError(f"{path}: {key}={str(config[key])[:80]}: must be {kind}; export the prior again")
+
+
+def _positive(value: float) -> bool:
+    return value > 0
+
+
+NUMBERS: dict[str, Callable[[float], bool]] = {
+    "latent_mean": lambda value: True,
+    "latent_std": _positive,
+    "sigma_data": _positive,
+    "noise_scale": _positive,
+    "sigma_min": lambda value: value >= 0,
+}
 
 
 def read_misfit_excess(entry: Any, path: Path) -> dict[str, tuple[float, float]]:
@@ -68,6 +84,43 @@ def is_patch(patch: int, network: AutoencoderKL) -> bool:
     """Blocks of so many pixels make up the channels of the network, in and out."""
     channels = {network.config.in_channels, network.config.out_channels}
     return type(patch) is int and 1 <= patch <= LARGEST_SIDE and len(channels) == 1 and not channels.pop() % patch**2
+
+
+def read_transform(config: dict[str, Any], path: Path) -> Transform:
+    """The transform that ``encoding`` names, where the other entries fit it.
+
+    Raises:
+        PriorError: they do not.
+    """
+    encoding, scale = config["encoding"], config["sigma_data"]
+    if encoding not in TRANSFORMS:
+        raise PriorError(f"{path}: encoding={encoding[:60]}: allowed are {', '.join(TRANSFORMS)}")
+    transform = TRANSFORMS[encoding]()
+    count = len(transform.parts(1))
+    if isinstance(scale, list) and len(scale) != count:
+        raise PriorError(f"{path}: sigma_data={str(scale)[:60]}: encoding={encoding} has {count} parts, one each")
+    patch = config["patch"]
+    if type(patch) is not int or not 1 <= patch <= LARGEST_SIDE:
+        raise PriorError(f"{path}: patch={str(patch)[:60]}: must be a side of pixel blocks, at least 1")
+    return transform
+
+
+def transform_shapes(
+    transform: Transform, network: UNetNetwork, path: Path
+) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """Shapes of latents and of images.
+
+    Raises:
+        PriorError: the channels of the network are no image's.
+    """
+    config, blocks = network.unet.config, network.patch**2
+    unit = sum(transform.parts(1))
+    side = config.sample_size if isinstance(config.sample_size, int) else 0
+    if side < 1 or config.in_channels % (blocks * unit) or config.in_channels != config.out_channels:
+        raise PriorError(f"{path} is damaged: sample_size or channels of the denoiser do not fit encoding and patch")
+    shape = (config.in_channels // blocks, side * network.patch, side * network.patch)
+    channels, *sides = transform.decode(torch.zeros(1, *shape)).shape[1:]
+    return shape, (channels, *sides)
 
 
 def check_sides(network: AutoencoderKL, unet: UNet2DModel, path: Path) -> None:

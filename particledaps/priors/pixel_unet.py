@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from diffusers import UNet2DModel
+from torch import nn
 
 from particledaps.priors.autoencoder import IdentityAutoencoder
-from particledaps.priors.conditions import check_card, check_channels, choose_class, refuse_conditions, square_side
+from particledaps.priors.conditioning import Conditions
 from particledaps.priors.diffusers_folder import CheckpointFolder, LoadOptions, load_network
 from particledaps.priors.errors import PriorError
+from particledaps.priors.folder_facts import (
+    check_card,
+    check_channels,
+    class_conditions,
+    first_denoiser,
+    ready_denoiser,
+    square_side,
+)
 from particledaps.priors.prior import Prior
-from particledaps.priors.scheduler import build_denoiser
 from particledaps.priors.unet import ImageUNet, set_heads
 
 
@@ -19,29 +29,35 @@ def load_pixel_unet(folder: CheckpointFolder, options: LoadOptions) -> Prior:
     Raises:
         PriorError: the folder is damaged, or an option does not fit a pixel network.
     """
-    refuse_conditions(folder, options, "prompt", "guidance_scale", "latent_scale")
+    if options.latent_scale is not None:
+        raise PriorError(
+            f"model.latent_scale={options.latent_scale!r}: {folder.name} is a pixel network without latents; leave it "
+            "out"
+        )
     unet = set_heads(load_network(folder.unet, (UNet2DModel,)), folder)
     side, channels = square_side(unet, folder), unet.config.in_channels
     check_channels(unet, channels, folder)
     check_card(folder, side, options)
     if options.image_size not in (None, side):
         raise PriorError(f"model.image_size={options.image_size}: {folder.name} is a network of {side} px images")
-    class_id = choose_image_class(unet, folder, options)
-    network = ImageUNet(unet.to(options.device, options.dtype), class_id)
+    unet.to(options.device, options.dtype)
+    denoiser, conditions = image_denoiser(unet, folder, options)
     shape = (channels, side, side)
     return Prior(
         name=folder.name,
         autoencoder=IdentityAutoencoder(),
-        denoiser=build_denoiser(network, folder, options.timestep_map),
+        denoiser=denoiser,
         image_shape=shape,
         latent_shape=shape,
-        condition=None if class_id is None else f"class {class_id}",
+        conditions=conditions,
     )
 
 
-def choose_image_class(unet: UNet2DModel, folder: CheckpointFolder, options: LoadOptions) -> int | None:
-    """The class of a ``UNet2DModel`` that has class embeddings; None for one that has not."""
+def image_denoiser(
+    unet: UNet2DModel, folder: CheckpointFolder, options: LoadOptions
+) -> tuple[nn.Module, Conditions | None]:
+    """The denoiser of a ``UNet2DModel`` and, where it has class embeddings, what it can be told."""
     if unet.class_embedding is None:
-        refuse_conditions(folder, options, "class_id")
-        return None
-    return choose_class(folder, unet.config.num_class_embeds, options.class_id)
+        return ready_denoiser(ImageUNet(unet), folder, options), None
+    conditions = class_conditions(folder, options, unet.config.num_class_embeds, partial(ImageUNet, unet))
+    return first_denoiser(conditions, folder, options), conditions

@@ -11,7 +11,9 @@ from torch import nn
 
 from particledaps.diffusion.score import Denoiser
 from particledaps.priors.autoencoder import Autoencoder, IdentityAutoencoder
+from particledaps.priors.conditioning import Condition, Conditions, conditioned
 from particledaps.priors.errors import PriorError
+from particledaps.priors.transforms import Transform
 
 __all__ = ["Prior", "PriorError", "in_autocast", "in_bfloat16"]
 
@@ -32,8 +34,11 @@ class Prior:
         misfit_excess: mean and spread over validation images of the loss above the noise floor that the best fit of
             the decoder to the truth still has, per operator name; empty where it was not measured. A spread of 0
             stands for an unknown one (a single validation image): runs then allow for the noise's alone.
-        condition: what the denoiser was conditioned on, for records.
+        condition: what the denoiser is conditioned on, for records.
         decode_batch: decode (and differentiate) at most this many latents at once, to save memory; None: all.
+        parts: channels of each part of the latents that has noise of its own, the finest first; empty: one part.
+        conditions: what :meth:`conditioned` takes; None: the prior is unconditional.
+        redundant: some parts are functions of others; ``encode(decode(z))`` makes them agree.
     """
 
     name: str
@@ -45,11 +50,29 @@ class Prior:
     misfit_excess: dict[str, tuple[float, float]] | None = None
     condition: str | None = None
     decode_batch: int | None = None
+    parts: tuple[int, ...] = ()
+    conditions: Conditions | None = None
+    redundant: bool = False
+
+    def __post_init__(self) -> None:
+        if self.parts and (sum(self.parts) != self.latent_shape[0] or min(self.parts) < 1):
+            raise PriorError(
+                f"{self.name}: the channels of its parts {self.parts} do not add up to the {self.latent_shape[0]} "
+                "channels of its latents"
+            )
 
     @property
     def is_pixel(self) -> bool:
         """Are latents the images themselves?"""
         return isinstance(self.autoencoder, IdentityAutoencoder)
+
+    def conditioned(self, condition: Condition | None) -> Prior:
+        """The same weights under a class or a text; None: under the null condition.
+
+        Raises:
+            PriorError: the prior is unconditional, or takes another kind of condition.
+        """
+        return conditioned(self, condition)
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
         """``(B, C, H, W)`` in [-1, 1] -> ``(B, c, h, w)``, no gradient."""
@@ -100,8 +123,13 @@ class _Autocast(nn.Module):
 
 def in_autocast(prior: Prior, dtype: torch.dtype) -> Prior:
     """The same prior with its networks computing in ``dtype``; weights, latents, ODE and losses stay float32."""
-    autoencoder = prior.autoencoder if prior.is_pixel else _Autocast(prior.autoencoder, dtype)
-    return replace(prior, autoencoder=autoencoder, denoiser=_Autocast(prior.denoiser, dtype))
+    conditions, autoencoder = prior.conditions, prior.autoencoder
+    if not isinstance(autoencoder, IdentityAutoencoder | Transform):  # those have no arithmetic to save
+        autoencoder = _Autocast(autoencoder, dtype)
+    if conditions is not None:
+        plain = conditions.build
+        conditions = replace(conditions, build=lambda condition: _Autocast(plain(condition), dtype))
+    return replace(prior, autoencoder=autoencoder, denoiser=_Autocast(prior.denoiser, dtype), conditions=conditions)
 
 
 def in_bfloat16(prior: Prior) -> Prior:

@@ -7,17 +7,19 @@ from typing import Any
 
 import torch
 
-from particledaps.diffusion.denoiser import EpsilonDenoiser, Network, NoiseMap, VDenoiser, X0Denoiser
+from particledaps.diffusion.denoiser import EpsilonDenoiser, FlowDenoiser, Network, NoiseMap, VDenoiser, X0Denoiser
 from particledaps.diffusion.noise import (
     ContinuousScaledVPNoise,
     ContinuousVPNoise,
     DiscreteNoise,
+    FlowNoise,
     alphas_cumprod,
     cosine_betas,
     linear_betas,
     scaled_linear_betas,
+    zero_terminal_snr,
 )
-from particledaps.priors.config_keys import check_scheduler_config
+from particledaps.priors.config_keys import FLOW, check_scheduler_config
 from particledaps.priors.diffusers_folder import CheckpointFolder, read_json
 from particledaps.priors.errors import PriorError
 
@@ -25,7 +27,7 @@ DENOISERS = {"epsilon": EpsilonDenoiser, "v_prediction": VDenoiser, "sample": X0
 BETAS = {"linear": linear_betas, "scaled_linear": scaled_linear_betas}
 COSINE = "squaredcos_cap_v2"
 MOST_TIMESTEPS = 1_000_000
-Denoiser = EpsilonDenoiser | VDenoiser | X0Denoiser
+Denoiser = EpsilonDenoiser | VDenoiser | X0Denoiser | FlowDenoiser
 
 
 def read_scheduler(folder: CheckpointFolder) -> dict[str, Any]:
@@ -36,6 +38,9 @@ def read_scheduler(folder: CheckpointFolder) -> dict[str, Any]:
     """
     path = _config_path(folder)
     config = read_json(path)
+    if config.get("_class_name") == FLOW:
+        check_scheduler_config(config, path)
+        return config
     prediction, schedule = config.get("prediction_type", "epsilon"), config.get("beta_schedule")
     if str(prediction) not in DENOISERS:
         raise PriorError(f"{path}: prediction_type={prediction}: allowed are {', '.join(DENOISERS)}")
@@ -45,6 +50,11 @@ def read_scheduler(folder: CheckpointFolder) -> dict[str, Any]:
             f"{path}: {kind} has beta_schedule={schedule}: allowed are {', '.join((*BETAS, COSINE))} or trained_betas"
         )
     check_scheduler_config(config, path)
+    if config.get("rescale_betas_zero_snr") and prediction == "epsilon":
+        raise PriorError(
+            f"{path}: rescale_betas_zero_snr=true with prediction_type=epsilon: its last timestep is pure noise, from "
+            "which a network that predicts the noise learns nothing of the image; such networks predict v or the sample"
+        )
     return config
 
 
@@ -73,6 +83,13 @@ def read_betas(config: dict[str, Any], path: Path) -> torch.Tensor:
         raise PriorError(f"{path}: no readable betas (beta_start, beta_end, num_train_timesteps): {error!r}") from error
 
 
+def _num_timesteps(config: dict[str, Any], path: Path) -> int:
+    count = config.get("num_train_timesteps", 1000)
+    if type(count) is not int or not 2 <= count <= MOST_TIMESTEPS:
+        raise PriorError(f"{path}: num_train_timesteps={str(count)[:40]}: must be from 2 to {MOST_TIMESTEPS}")
+    return count
+
+
 def build_denoiser(network: Network, folder: CheckpointFolder, timestep_map: str) -> Denoiser:
     """A network as a denoiser in sigma.
 
@@ -83,9 +100,12 @@ def build_denoiser(network: Network, folder: CheckpointFolder, timestep_map: str
             it, the pixel schedule for pixel and latent networks, a continuous scaled-linear one for Stable Diffusion.
     """
     config, path = read_scheduler(folder), _config_path(folder)
+    if config.get("_class_name") == FLOW:
+        return FlowDenoiser(network, FlowNoise(_num_timesteps(config, path)))
     betas = read_betas(config, path)
+    cumulative = zero_terminal_snr if config.get("rescale_betas_zero_snr") else alphas_cumprod
     try:
-        noise: NoiseMap = DiscreteNoise(alphas_cumprod(betas))
+        noise: NoiseMap = DiscreteNoise(cumulative(betas))
     except ValueError as error:
         raise PriorError(f"{path}: its betas give no noise schedule: {error}") from error
     if timestep_map == "vp":

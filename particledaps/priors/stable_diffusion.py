@@ -1,6 +1,6 @@
 """Stable Diffusion 1.5 / 2.1 and other text-conditional latent networks in diffusers' layout.
 
-The prompt is embedded once, on the CPU in float32, and the text encoder is released again. transformers is imported
+A prompt is embedded once, on the CPU in float32, and the text encoder is released again. transformers is imported
 where it is used; ``prompt_embeddings.safetensors`` in the folder (one tensor ``(L, D)`` a prompt, named by the prompt)
 makes it unnecessary.
 """
@@ -12,34 +12,42 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
+from torch import nn
 
-from particledaps.priors.conditions import refuse_conditions
+from particledaps.priors.conditioning import Condition, Conditions
 from particledaps.priors.diffusers_folder import UNREADABLE, CheckpointFolder, LoadOptions, load_network, read_json
 from particledaps.priors.errors import PriorError
-from particledaps.priors.latent_diffusion import conditional_denoiser, latent_prior
+from particledaps.priors.folder_facts import ready_denoiser
+from particledaps.priors.latent_diffusion import latent_prior
 from particledaps.priors.prior import Prior
+from particledaps.priors.unet import ConditionalUNet
 from particledaps.priors.weight_files import find_weights, load_table
 
 EMBEDDINGS = "prompt_embeddings.safetensors"
 
 
 def load_stable_diffusion(folder: CheckpointFolder, options: LoadOptions) -> Prior:
-    """A latent prior conditioned on ``options.prompt``, guided away from the empty prompt if the scale is not 1.
+    """A latent prior that takes a text; loaded with ``options.prompt``.
 
     Raises:
         PriorError: the folder is damaged, or needs a package that is not installed.
     """
-    refuse_conditions(folder, options, "class_id")
     unet = load_network(folder.unet, (UNet2DConditionModel,))
-    prompts = [options.prompt] if options.guidance_scale == 1 else [options.prompt, ""]
-    embedded = embed_prompts(folder, prompts)
-    if (width := embedded[0].shape[-1]) != unet.config.cross_attention_dim:
-        raise PriorError(
-            f"{folder.name}: prompts have {width} features, the U-Net wants {unet.config.cross_attention_dim}"
-        )
-    denoiser = conditional_denoiser(unet, folder, options, embedded[0], embedded[-1])
-    condition = f"prompt {options.prompt!r}, guidance {options.guidance_scale:g}"
-    return latent_prior(folder, options, unet, denoiser, condition)
+    asked = [options.prompt] if options.guidance_scale == 1 else [options.prompt, options.negative_prompt or ""]
+    known = dict(zip(asked, embed_prompts(folder, asked), strict=True))  # the text encoder is loaded once for all
+
+    def build(condition: Condition) -> nn.Module:
+        text = str(condition)
+        if text not in known:
+            known[text] = embed_prompts(folder, [text])[0]
+        if (width := known[text].shape[-1]) != unet.config.cross_attention_dim:
+            raise PriorError(
+                f"{folder.name}: prompts have {width} features, the U-Net wants {unet.config.cross_attention_dim}"
+            )
+        return ready_denoiser(ConditionalUNet(unet, known[text]), folder, options)
+
+    conditions = Conditions("prompt", build, null="")
+    return latent_prior(folder, options, unet, conditions.denoiser(options.prompt, folder.name), conditions)
 
 
 def embed_prompts(folder: CheckpointFolder, prompts: list[str]) -> list[torch.Tensor]:

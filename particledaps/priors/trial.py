@@ -112,5 +112,13 @@ def _output(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
     if isinstance(network, UNet2DConditionModel):
         return network(x, times, torch.zeros(len(x), 3, config.cross_attention_dim, device=x.device)).sample
     assert isinstance(network, UNet2DModel)
-    labels = None if network.class_embedding is None else torch.zeros(len(x), dtype=torch.long, device=x.device)
-    return network(x, times, class_labels=labels).sample
+    return network(x, times, class_labels=_labels(network, len(x))).sample
+
+
+def _labels(network: UNet2DModel, count: int) -> torch.Tensor | None:
+    """What a network with classes, or with an embedding of its own, is told besides the noise level."""
+    if network.class_embedding is None:
+        return None
+    if network.config.class_embed_type == "identity":
+        return torch.zeros(count, 4 * network.config.block_out_channels[0], device="meta")
+    return torch.zeros(count, dtype=torch.long, device="meta")

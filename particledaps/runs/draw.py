@@ -1,4 +1,4 @@
-"""Draw images from a prior: the probability-flow ODE from pure noise."""
+"""Draw images from a prior: from pure noise along a path of sigmas."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from particledaps.diffusion.pfode import DiffusionPFODE
+from particledaps.diffusion.solvers import Solver
 from particledaps.paths.schedules import edm_path
 from particledaps.priors.prior import Prior
 from particledaps.reports.pictures import contact_sheet, save_png
@@ -22,20 +22,33 @@ def largest_sigma(prior: Prior) -> float:
     return min([SIGMA_MAX, *(sigma for sigma in known if sigma is not None)])
 
 
-def draw(prior: Prior, count: int, seed: int, num_steps: int = 40, device: torch.device | str = "cpu") -> torch.Tensor:
+def draw(
+    prior: Prior,
+    count: int,
+    seed: int,
+    num_steps: int = 40,
+    device: torch.device | str = "cpu",
+    solver: Solver | None = None,
+) -> torch.Tensor:
     """Samples ``(count, C, H, W)`` in [-1, 1]; sample ``i`` depends on ``seed`` and ``i`` only.
 
     Args:
         prior: what to draw from.
         count: how many.
         seed: of the noise, which comes from the CPU.
-        num_steps: of the ODE (Heun, two network calls each).
+        num_steps: from noise to image.
         device: of the prior.
+        solver: None: Heun, two network calls a step.
     """
-    noise = torch.stack([torch.randn(prior.latent_shape, generator=stream(seed, i, "generate")) for i in range(count)])
-    ode, first = DiffusionPFODE(prior.denoiser, "heun"), largest_sigma(prior)
+    generators = [stream(seed, i, "generate") for i in range(count)]
+
+    def normal() -> torch.Tensor:
+        return torch.stack([torch.randn(prior.latent_shape, generator=g) for g in generators]).to(device)
+
+    first, chosen = largest_sigma(prior), solver or Solver("heun")
     with torch.no_grad():
-        z = ode.solve(first * noise.to(device), edm_path(num_steps, first, SIGMA_MIN))
+        path = edm_path(num_steps, first, SIGMA_MIN)
+        z = chosen.solve(prior.denoiser, first * normal(), path, normal, prior.parts)
     return prior.decode(z).clamp(-1, 1).cpu()
 
 

@@ -23,7 +23,7 @@ class ProgressHook(Hook):
 
     def before_renoise(self, state: State, info: Info) -> State:
         loss = min(state.loss[state.active].tolist(), default=float("nan"))
-        self.progress.level(f"sigma {state.sigma:.3g}, misfit {loss:.4g} (floor {self.expected:.4g})")
+        self.progress.level(f"sigma {state.gate_sigma:.3g}, misfit {loss:.4g} (floor {self.expected:.4g})")
         return state
 
 
@@ -47,7 +47,7 @@ class TrajectoryHook(Hook):
         self.parents.update(zip(state.ids, state.parent_id.tolist(), strict=True))
         here = state[state.level == state.step + 1]  # not the children that were just born
         if state.step in self.kept:
-            self.rows.append(Snapshot(state.step, state.sigma, here.ids, here.z0_hat.cpu(), here.z0_y.cpu()))
+            self.rows.append(Snapshot(state.step, state.gate_sigma, here.ids, here.z0_hat.cpu(), here.z0_y.cpu()))
         return state
 
     def after_levels(self, state: State, info: Info) -> State:

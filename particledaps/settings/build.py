@@ -10,6 +10,7 @@ import torch
 from particledaps.checkout import ROOT
 from particledaps.checks import SettingsError
 from particledaps.operators.operator import Operator
+from particledaps.priors.conditioning import tell
 from particledaps.priors.prior import Prior, in_autocast
 from particledaps.settings.custom import call_target
 from particledaps.settings.schema import (
@@ -60,7 +61,7 @@ def build_prior(
         from particledaps.priors.embedded import load_embedded
 
         prior = load_embedded(ROOT / given("model.path", model.path), device)
-    prior = replace(prior, decode_batch=decode_batch)
+    prior = replace(tell(prior, model), decode_batch=decode_batch)
     return prior if dtype == torch.float32 else in_autocast(prior, dtype)
 
 
@@ -88,6 +89,10 @@ def load_options(model: ModelSettings, compat: CompatSettings, device: torch.dev
         class_id=model.class_id,
         prompt=model.prompt,
         guidance_scale=model.guidance_scale,
+        negative_class_id=model.negative_class_id,
+        negative_prompt=model.negative_prompt,
+        guidance_rescale=model.guidance_rescale,
+        guidance_interval=model.guidance_interval,
         latent_scale=model.latent_scale,
         image_size=model.image_size,
     )

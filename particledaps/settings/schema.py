@@ -53,7 +53,12 @@ class ModelSettings:
         family: which entries of ``sampler.families`` and ``task.mcmc`` fit; null: seen from a ``diffusers`` folder.
         class_id: class of a class-conditional network; null: its null class (1000 for the ImageNet LDM).
         prompt: text for Stable Diffusion and its kin.
-        guidance_scale: weight of classifier-free guidance; 1: off.
+        guidance_scale: weight of classifier-free guidance; 1: off (the condition alone), 0: the negative one alone.
+        negative_class_id: class to guide away from; null: the null class.
+        negative_prompt: text to guide away from; null: the empty one.
+        guidance_rescale: share, 0 to 1, of the guided noise estimate that is scaled back to its size under the
+            condition alone; 0.7 mends strong guidance.
+        guidance_interval: ``[low, high]`` in sigma: guide where low <= sigma < high only; null: everywhere.
         latent_scale: factor of the latents; null: what the folder says (1 for VQ-f4).
         image_size: show a latent prior at this side (bilinear); null: its own.
     """
@@ -66,6 +71,10 @@ class ModelSettings:
     class_id: int | None = field(default=None, metadata=facts(neutral=None))
     prompt: str = field(default="", metadata=facts(neutral=""))
     guidance_scale: float = field(default=1.0, metadata=facts(neutral=1.0))
+    negative_class_id: int | None = field(default=None, metadata=facts(neutral=None))
+    negative_prompt: str | None = field(default=None, metadata=facts(neutral=None))
+    guidance_rescale: float = field(default=0.0, metadata=facts(neutral=0.0))
+    guidance_interval: list[float] | None = field(default=None, metadata=facts(neutral=None))
     latent_scale: float | None = field(default=None, metadata=facts(neutral=None))
     image_size: int | None = field(default=None, metadata=facts(neutral=None))
 

@@ -114,19 +114,30 @@ def check_model(model: ModelSettings, checks: Checks) -> None:
     from_folder = model.kind in FOLDER_KINDS
     if model.family is not None:  # else the missing folder is told where its family is looked for
         checks.require(not from_folder or bool(model.path), "model.path is not set: folder of a converted checkpoint")
-    if model.class_id is not None:
-        checks.number("model.class_id", model.class_id, 0)
+    for name in ("class_id", "negative_class_id"):
+        if getattr(model, name) is not None:
+            checks.number(f"model.{name}", getattr(model, name), 0)
     if model.image_size is not None:
         checks.number("model.image_size", model.image_size, 8, 4096)
     if model.latent_scale is not None:
         checks.number("model.latent_scale", model.latent_scale, 0, open_low=True)
     checks.number("model.guidance_scale", model.guidance_scale, 0, 100)
+    checks.number("model.guidance_rescale", model.guidance_rescale, 0, 1)
+    _check_interval(model.guidance_interval, checks)
     defaults = ModelSettings()
-    for name in ("class_id", "prompt", "guidance_scale", "latent_scale", "image_size"):
+    for name in ("latent_scale", "image_size"):
         checks.require(
             from_folder or getattr(model, name) == getattr(defaults, name),
             f"model.{name}={getattr(model, name)}: only for model.kind {', '.join(FOLDER_KINDS)}; a custom prior takes "
             "model.options",
+        )
+
+
+def _check_interval(interval: list[float] | None, checks: Checks) -> None:
+    if interval is not None:
+        fits = len(interval) == 2 and 0 <= interval[0] <= interval[1]
+        checks.require(
+            fits, f"model.guidance_interval={interval}: must be [low, high] in sigma, low first and at least 0"
         )
 
 

@@ -43,7 +43,7 @@ class AutoencoderSettings:
     loop: LoopSettings = field(default_factory=lambda: LoopSettings(10_000, 16, 1.5e-3))
 
 
-def build(settings: AutoencoderSettings, resolution: int) -> AutoencoderKL:
+def build(settings: AutoencoderSettings, resolution: int, image_channels: int = 3) -> AutoencoderKL:
     """The stage's network with fresh weights (seed the caller's global generator first)."""
     return build_kl_network(
         tuple(settings.channels),
@@ -52,6 +52,7 @@ def build(settings: AutoencoderSettings, resolution: int) -> AutoencoderKL:
         resolution,
         settings.layers,
         settings.norm_groups,
+        image_channels,
     )
 
 
@@ -79,7 +80,7 @@ def train_autoencoder(
     settings: AutoencoderSettings, data: TrainingImages, folder: Path, seed: int, device: torch.device
 ) -> AutoencoderKL:
     """Train encoder and decoder together; returns the EMA network."""
-    network = build(settings, data.images.shape[-1]).to(device)
+    network = build(settings, data.images.shape[-1], data.images.shape[1]).to(device)
     loop = TrainingLoop(network, copy.deepcopy(network), settings.loop, folder)
     validation = data.validation.to(device)
 

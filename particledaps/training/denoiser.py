@@ -1,8 +1,9 @@
-"""Stage two: a denoiser of standardised latents with EDM preconditioning and weighting."""
+"""Stage two: a denoiser of latents, pixels or parts of them, with EDM preconditioning and weighting."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,11 +13,17 @@ from torch import nn
 
 from particledaps.data.training_views import TrainingImages, step_generator
 from particledaps.diffusion.denoiser import EDMDenoiser
-from particledaps.priors.autoencoder import KLAutoencoder
-from particledaps.priors.embedded import UNetNetwork
+from particledaps.diffusion.levels import broadcast_sigma
+from particledaps.diffusion.score import Denoiser
+from particledaps.priors.autoencoder import Autoencoder
+from particledaps.priors.embedded_networks import UNetNetwork, around_unet
 from particledaps.training.loop import LoopSettings, TrainingLoop, plot_curve
 
 VALIDATION_SIGMAS = (0.1, 0.3, 0.5, 0.8, 1.2, 2.0, 5.0)
+SIGMA_RANGE = (0.002, 80.0)
+"""Sigmas of the training."""
+BATCH = 256
+"""Latents that are validated at once."""
 
 
 @dataclass
@@ -25,116 +32,199 @@ class DenoiserSettings:
 
     The loss is EDM's: :math:`\lambda(\sigma) |D(z_0 + \sigma \epsilon; \sigma) - z_0|^2` with
     :math:`\lambda = (\sigma^2 + \sigma_d^2) / (\sigma \sigma_d)^2` and
-    :math:`\ln \sigma \sim N(p_{mean}, p_{std}^2)` (Karras et al. 2022, table 1).
+    :math:`\ln \sigma \sim N(p_{mean}, p_{std}^2)` (Karras et al. 2022, table 1). Each part of the latents has a sigma
+    of its own, drawn independently; the loss is the sum of the parts' losses.
 
     Attributes:
         channels: width of each level, fine to coarse.
+        patch: side of the pixel blocks that the network works on (space to depth); 1 for a trained autoencoder.
         layers: residual blocks a level.
         attention_levels: number of coarsest levels with self-attention.
         head_channels: channels of an attention head.
         norm_groups: groups of the group normalisation.
         noise_scale: see :class:`particledaps.diffusion.denoiser.EDMDenoiser`.
-        sigma_data: standard deviation of the latents (they are standardised).
+        sigma_data: root mean square of the latents; null: 1 for a trained autoencoder's (they are standardised), else
+            measured, one a part.
         log_sigma_mean: mean of ln sigma in training.
         log_sigma_std: standard deviation of ln sigma in training.
+        class_dropout: with classes: share of the samples that are shown the null class.
         bank_views: augmented views a training image that are encoded once and trained on.
         loop: optimisation.
     """
 
     channels: list[int] = field(default_factory=lambda: [64, 128, 128])
+    patch: int = 1
     layers: int = 1
     attention_levels: int = 2
     head_channels: int = 32
     norm_groups: int = 16
     noise_scale: float = 50.0
-    sigma_data: float = 1.0
+    sigma_data: float | None = None
     log_sigma_mean: float = -0.4
     log_sigma_std: float = 1.3
+    class_dropout: float = 0.1
     bank_views: int = 6
     loop: LoopSettings = field(default_factory=lambda: LoopSettings(6_500, 48, 8e-4))
 
 
-def build(settings: DenoiserSettings, latent_shape: tuple[int, int, int]) -> UNet2DModel:
+@dataclass(frozen=True)
+class LatentFacts:
+    """What a denoiser is built for.
+
+    Attributes:
+        shape: ``(c, h, w)`` of the latents.
+        parts: channels of each part that has noise of its own.
+        sigma_data: root mean square of the latents; a number, or one a part.
+        num_classes: classes without the null class; 0: none.
+    """
+
+    shape: tuple[int, int, int]
+    parts: tuple[int, ...] = ()
+    sigma_data: float | list[float] = 1.0
+    num_classes: int = 0
+
+    @property
+    def num_levels(self) -> int:
+        """Noise levels that the network is told."""
+        return max(len(self.parts), 1)
+
+
+def build(settings: DenoiserSettings, latents: LatentFacts) -> UNetNetwork:
     """The stage's network with fresh weights (seed the caller's global generator first)."""
-    depth = len(settings.channels)
+    depth, blocks = len(settings.channels), settings.patch**2
     attention = [level >= depth - settings.attention_levels for level in range(depth)]
-    return UNet2DModel(
-        sample_size=latent_shape[-1],
-        in_channels=latent_shape[0],
-        out_channels=latent_shape[0],
+    unet = UNet2DModel(
+        sample_size=latents.shape[-1] // settings.patch,
+        in_channels=latents.shape[0] * blocks,
+        out_channels=latents.shape[0] * blocks,
         layers_per_block=settings.layers,
         block_out_channels=tuple(settings.channels),
         down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attention),
         up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)),
         norm_num_groups=settings.norm_groups,
         attention_head_dim=settings.head_channels,
+        num_class_embeds=latents.num_classes + 1 if latents.num_classes else None,
+        class_embed_type="identity" if latents.num_levels > 1 else None,
     )
+    return around_unet(unet, settings.patch, latents.num_levels)
 
 
-def wrap(unet: UNet2DModel, settings: DenoiserSettings) -> EDMDenoiser:
+def wrap(network: UNetNetwork, settings: DenoiserSettings, latents: LatentFacts) -> EDMDenoiser:
     """The denoiser of a trained or fresh network."""
-    return EDMDenoiser(UNetNetwork(unet), settings.sigma_data, settings.noise_scale)
+    least = SIGMA_RANGE[0] if latents.num_levels > 1 else 0.0
+    return EDMDenoiser(network, latents.sigma_data, settings.noise_scale, latents.parts or None, least)
 
 
-def latent_bank(
-    autoencoder: KLAutoencoder, data: TrainingImages, views: int, seed: int, device: torch.device
-) -> torch.Tensor:
-    """Encode ``views`` augmented views of the training images once: ``(views * N, c, h, w)`` float32."""
-    parts = []
+@dataclass(frozen=True)
+class Bank:
+    """Encoded views of the training images, on the device of the training.
+
+    Attributes:
+        latents: ``(N, c, h, w)`` float32.
+        labels: ``(N,)`` classes, or None.
+    """
+
+    latents: torch.Tensor
+    labels: torch.Tensor | None = None
+
+
+def latent_bank(autoencoder: Autoencoder, data: TrainingImages, views: int, seed: int, device: torch.device) -> Bank:
+    """Encode ``views`` augmented views of the training images once."""
+    parts, labels = [], []
     with torch.no_grad():
         for step in range(views * len(data.images) // 64 + 1):
-            x = data.batch(64, step_generator(seed + 17, step)).to(device)
-            parts.append(autoencoder.encode(x).float().cpu())
-    return torch.cat(parts)
+            x, own = data.labelled_batch(64, step_generator(seed + 17, step))
+            parts.append(autoencoder.encode(x.to(device)).float())
+            labels.append(own)
+    return Bank(torch.cat(parts), torch.cat(labels).to(device) if data.labels is not None else None)
+
+
+def latent_facts(bank: Bank, parts: tuple[int, ...], sigma_data: float | None, num_classes: int) -> LatentFacts:
+    """What the denoiser of a bank's latents is built for; ``sigma_data`` None: the root mean square of each part."""
+    measured = [part.square().mean().sqrt().item() for part in bank.latents.split(list(parts), dim=1)]
+    scale = sigma_data if sigma_data is not None else (measured if len(parts) > 1 else measured[0])
+    return LatentFacts(tuple(bank.latents.shape[1:]), parts, scale, num_classes)
 
 
 def edm_loss(
-    denoiser: nn.Module, z0: torch.Tensor, sigma: torch.Tensor, noise: torch.Tensor, sigma_data: float
+    denoiser: Denoiser,
+    z0: torch.Tensor,
+    sigma: torch.Tensor,
+    noise: torch.Tensor,
+    sigma_data: float | Sequence[float],
+    parts: Sequence[int] = (),
 ) -> torch.Tensor:
-    """Weighted denoising loss per element, mean over the batch."""
-    z = z0 + sigma.reshape(-1, 1, 1, 1) * noise
-    weight = (sigma.square() + sigma_data**2) / (sigma * sigma_data).square()
-    error = (denoiser(z, sigma) - z0).float().square().mean((1, 2, 3))
-    return (weight * error).mean()
+    """Weighted denoising loss per element of each part, summed over the parts, mean over the batch.
+
+    Args:
+        denoiser: ``D``.
+        z0: ``(B, c, h, w)``.
+        sigma: ``(B,)``, or ``(B, S)`` for S parts.
+        noise: like ``z0``.
+        sigma_data: root mean square of the latents; a number, or one a part.
+        parts: channels of each part; empty: one part.
+    """
+    levels, parts = sigma.reshape(len(z0), -1), tuple(parts) or (z0.shape[1],)
+    scales = [sigma_data] * len(parts) if isinstance(sigma_data, int | float) else sigma_data
+    z = z0 + broadcast_sigma(levels, z0, parts) * noise
+    squares = (denoiser(z, sigma) - z0).float().square().split(list(parts), dim=1)
+    losses = []
+    for level, scale, square in zip(levels.unbind(1), scales, squares, strict=True):
+        weight = (level.square() + scale**2) / (level * scale).square()
+        losses.append((weight * square.mean((1, 2, 3))).mean())
+    return torch.stack(losses).sum()
 
 
 def denoising_errors(denoiser: nn.Module, z0: torch.Tensor, seed: int = 0) -> dict[str, float]:
-    """Mean squared error of ``D`` at fixed sigmas with fixed noise, the validation of this stage."""
+    """Mean squared error of ``D`` at fixed sigmas (the same in all parts) with fixed noise: this stage's validation."""
     noise = torch.randn(z0.shape, generator=torch.Generator().manual_seed(seed)).to(z0.device)
     errors = {}
     with torch.no_grad():
         for sigma in VALIDATION_SIGMAS:
-            output = denoiser(z0 + sigma * noise, sigma)
+            output = torch.cat([denoiser(z, sigma) for z in (z0 + sigma * noise).split(BATCH)])
             errors[f"validation_mse_sigma_{sigma}"] = (output - z0).square().mean().item()
     return errors
 
 
 def train_denoiser(
-    autoencoder: KLAutoencoder,
+    autoencoder: Autoencoder,
     settings: DenoiserSettings,
-    data: TrainingImages,
+    bank: Bank,
+    latents: LatentFacts,
+    validation: torch.Tensor,
     folder: Path,
     seed: int,
     device: torch.device,
-) -> UNet2DModel:
-    """Train the denoiser on encoded images; returns the EMA network."""
-    bank = latent_bank(autoencoder, data, settings.bank_views, seed, device)
+) -> UNetNetwork:
+    """Train the denoiser on encoded images; returns the EMA network.
+
+    On a CPU step k depends on ``seed`` and k only; on CUDA noise is drawn there.
+    """
     with torch.no_grad():
-        validation = autoencoder.encode(data.validation.to(device))
-    unet = build(settings, tuple(bank.shape[1:])).to(device)
-    loop = TrainingLoop(unet, copy.deepcopy(unet), settings.loop, folder)
-    denoiser = wrap(unet, settings)
+        held_out = autoencoder.encode(validation.to(device))
+    network = build(settings, latents).to(device)
+    if device.type == "cuda":
+        network.to(memory_format=torch.channels_last)  # tensor cores take convolutions that way
+    loop = TrainingLoop(network, copy.deepcopy(network), settings.loop, folder)
+    levels = (latents.num_levels,) if latents.num_levels > 1 else ()
 
     def loss_function(step: int) -> dict[str, torch.Tensor]:
-        generator, size = step_generator(seed, step), settings.loop.batch_size
-        z0 = bank[torch.randint(len(bank), (size,), generator=generator)].to(device)
-        noise = torch.randn(z0.shape, generator=generator).to(device)
-        log_sigma = settings.log_sigma_mean + settings.log_sigma_std * torch.randn(size, generator=generator)
-        sigma = log_sigma.exp().clamp(0.002, 80).to(device)
-        return {"loss": edm_loss(denoiser, z0, sigma, noise, settings.sigma_data)}
+        generator, size = step_generator(seed, step, device), settings.loop.batch_size
+        drawn = {"generator": generator, "device": device}
+        rows = torch.randint(len(bank.latents), (size,), **drawn)
+        z0 = bank.latents[rows]
+        noise = torch.randn(z0.shape, **drawn)
+        log_sigma = settings.log_sigma_mean + settings.log_sigma_std * torch.randn((size, *levels), **drawn)
+        sigma = log_sigma.exp().clamp(*SIGMA_RANGE)
+        labels = bank.labels
+        if labels is not None:
+            dropped = torch.rand(size, **drawn) < settings.class_dropout
+            labels = torch.where(dropped, latents.num_classes, labels[rows])
+        denoiser = wrap(network.conditioned(labels), settings, latents)
+        return {"loss": edm_loss(denoiser, z0, sigma, noise, latents.sigma_data, latents.parts)}
 
     def validate(ema: nn.Module) -> dict[str, float]:
-        return denoising_errors(wrap(ema, settings), validation)
+        return denoising_errors(wrap(ema, settings, latents), held_out)
 
     loop.run(loss_function, validate, device)
     plot_curve(folder)

@@ -8,28 +8,28 @@ from typing import Any
 
 import torch
 
+from particledaps.diffusion.denoiser import EDMDenoiser
 from particledaps.evaluation.metrics import psnr_db
 from particledaps.evaluation.orientation import plausibility_loss
 from particledaps.operators.operator import Operator
 from particledaps.operators.phase_retrieval import PhaseRetrieval, rotate_180
-from particledaps.priors.autoencoder import KLAutoencoder
 from particledaps.priors.embedded import CONFIG, load_embedded, read_config, save_embedded
 from particledaps.priors.prior import Prior
+from particledaps.priors.transforms import Transform
 from particledaps.runs.folder import finite
 from particledaps.streams import measurement_generator
-from particledaps.training.denoiser import DenoiserSettings, denoising_errors, wrap
+from particledaps.training.denoiser import denoising_errors
 
 
 def export_prior(
     folder: Path,
-    autoencoder: KLAutoencoder,
-    unet: torch.nn.Module,
-    settings: DenoiserSettings,
+    autoencoder: torch.nn.Module,
+    denoiser: EDMDenoiser,
     facts: dict[str, Any],
     validation: torch.Tensor,
 ) -> Prior:
     """Write the files, load them again, and add what they measure on the validation images."""
-    save_embedded(folder, autoencoder, wrap(unet, settings), facts)
+    save_embedded(folder, autoencoder, denoiser, facts)
     prior = load_embedded(folder)
     operator = PhaseRetrieval()
     config = read_config(folder)
@@ -43,17 +43,19 @@ def prior_figures(prior: Prior, images: torch.Tensor) -> dict[str, Any]:
     """What a prior is worth on held-out images ``(N, C, H, W)``.
 
     Returns:
-        Autoencoder PSNR (mean and standard error, dB), share of images whose upright view the prior prefers to the
-        180-degree rotation, and the denoiser's mean squared error at several sigmas.
+        Autoencoder PSNR (mean and standard error, dB; null where it is a transform, which loses nothing), share of
+        images whose upright view the prior prefers to the 180-degree rotation, and the denoiser's mean squared error at
+        several sigmas.
     """
     parts = images.split(25)
     psnr = torch.cat([psnr_db(prior.decode(prior.encode(x)), x) for x in parts])
+    exact = isinstance(prior.autoencoder, Transform)
     upright = torch.cat([plausibility_loss(prior, x) < plausibility_loss(prior, rotate_180(x)) for x in parts])
     errors = denoising_errors(prior.denoiser, torch.cat([prior.encode(x) for x in parts]))
     return {
         "num_images": len(images),
-        "autoencoder_psnr_db": round(psnr.mean().item(), 3),
-        "autoencoder_psnr_db_standard_error": standard_error(psnr),
+        "autoencoder_psnr_db": None if exact else round(psnr.mean().item(), 3),
+        "autoencoder_psnr_db_standard_error": None if exact else standard_error(psnr),
         "orientation_upright_preferred": round(upright.float().mean().item(), 4),
         "denoising_mse": {k.rpartition("_")[2]: round(v, 5) for k, v in errors.items()},
     }

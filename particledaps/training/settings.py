@@ -6,12 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from particledaps.checks import Checks
+from particledaps.priors.transforms import TRANSFORMS
 from particledaps.settings.device import DEVICES
 from particledaps.training.autoencoder import AutoencoderSettings
 from particledaps.training.denoiser import DenoiserSettings
 from particledaps.training.loop import LoopSettings
 
 STAGES = ("autoencoder", "denoiser", "export")
+ENCODINGS = ("autoencoder", *TRANSFORMS)
 MOST_LEVELS = 8
 WIDEST = 8192
 LARGEST_SIDE = 4096
@@ -35,7 +37,14 @@ class TrainingSettings:
         min_crop: smallest crop side as a fraction of the full frame.
         close_up: probability that a training sample is a crop about the middle of the large image, at most half way
             between ``min_crop`` and the full frame.
-        stages: stages to run, in this order: autoencoder, denoiser, export.
+        mirror: are half of the training samples mirrored left to right? Off where left and right differ.
+        channels: of the pictures of a folder, 1 or 3; null: 1 if all of them are grey. An .npz has those of its array.
+        encoding: what the denoiser sees of an image: the latents of a trained ``autoencoder``, its ``pixels``, its
+            ``haar`` details and averages (two parts with noise of their own), or ``two_scale`` (it and its copy at
+            half the side, also two parts).
+        class_conditional: train with the classes of the images: ``train_labels`` of an .npz, or the folders of a
+            folder.
+        stages: stages to run, in this order: autoencoder (only with that encoding), denoiser, export.
         export_dir: where ``export`` writes the prior.
         source: one line for the card: which images, by whom, under which terms.
         licence: licence of the weights, for the card.
@@ -53,6 +62,10 @@ class TrainingSettings:
     zoom: float = 0.5
     min_crop: float = 0.5
     close_up: float = 0.0
+    mirror: bool = True
+    channels: int | None = None
+    encoding: str = "autoencoder"
+    class_conditional: bool = False
     stages: list[str] = field(default_factory=lambda: list(STAGES))
     export_dir: str = "assets/prior"
     source: str = "not stated"
@@ -76,6 +89,8 @@ def validate(settings: TrainingSettings) -> None:
     for stage in settings.stages:
         checks.choice("stages", stage, STAGES)
     checks.choice("device", settings.device, DEVICES)
+    checks.choice("encoding", settings.encoding, ENCODINGS)
+    checks.require(settings.channels in (None, 1, 3), f"channels={settings.channels}: must be 1, 3 or null")
     _check_crops(checks, settings)
     _limited(checks, "seed", settings.seed, 0, LARGEST_SEED)
     _check_autoencoder(checks, settings.autoencoder)
@@ -138,7 +153,10 @@ def _check_denoiser(checks: Checks, stage: DenoiserSettings) -> None:
         f"({', '.join(map(str, unfit))}); the middle of the network, as wide as the last level, always has it",
     )
     for name in ("noise_scale", "sigma_data"):
-        checks.number(f"denoiser.{name}", getattr(stage, name), 0, LARGEST, open_low=True)
+        if getattr(stage, name) is not None:
+            checks.number(f"denoiser.{name}", getattr(stage, name), 0, LARGEST, open_low=True)
+    checks.number("denoiser.class_dropout", stage.class_dropout, 0, 1)
+    _limited(checks, "denoiser.patch", stage.patch, 1, 64)
     checks.number("denoiser.log_sigma_mean", stage.log_sigma_mean, -20, 20)
     checks.number("denoiser.log_sigma_std", stage.log_sigma_std, 0, 20)
     _limited(checks, "denoiser.bank_views", stage.bank_views, 1, 10_000)
@@ -164,12 +182,22 @@ def _check_widths(checks: Checks, name: str, stage: AutoencoderSettings | Denois
 
 def _check_resolution(checks: Checks, settings: TrainingSettings) -> None:
     one, two = settings.autoencoder, settings.denoiser
-    halvings = min(max(len(one.channels), 1), MOST_LEVELS) + min(max(len(two.channels), 1), MOST_LEVELS) - 2
-    divisor = max(one.patch, 1) * 2**halvings
+    halvings, patch = min(max(len(two.channels), 1), MOST_LEVELS) - 1, max(two.patch, 1)
+    named = "denoiser.patch, halved at each further level of the network"
+    if settings.encoding == "autoencoder":
+        halvings += min(max(len(one.channels), 1), MOST_LEVELS) - 1
+        patch = max(one.patch, 1)
+        named = "autoencoder.patch, halved at each further level of both networks"
+        checks.require(
+            two.patch == 1, f"denoiser.patch={_short(two.patch)}: latents of an autoencoder take none; use 1"
+        )
+    elif settings.encoding != "pixels":
+        halvings, named = halvings + 1, f"{named}, and once by encoding={settings.encoding}"
+    divisor = patch * 2**halvings
     checks.require(
         0 < settings.resolution <= LARGEST_SIDE and settings.resolution % divisor == 0,
-        f"resolution={_short(settings.resolution)}: must be a multiple of {divisor} "
-        f"(autoencoder.patch, halved at each further level of both networks) and at most {LARGEST_SIDE}",
+        f"resolution={_short(settings.resolution)}: must be a multiple of {divisor} ({named}) and at most "
+        f"{LARGEST_SIDE}",
     )
 
 

@@ -55,7 +55,7 @@ COMMAND_LINES = {
     "broken syntax": (["num_samples=["], "num_samples=["),
     "broken reference": (["name=${nothing}"], "name", "nothing"),
     "missing value": (["data.dir=???"], "data.dir is not set"),
-    "model option": (["model=cat"], "model=cat: allowed are cats64, custom, diffusers, embedded"),
+    "model option": (["model=cat"], "model=cat: allowed are cats64, cats64px, custom, diffusers, embedded"),
     "data option": (["data=cat"], "data=cat: allowed are demo, folder, npz"),
     "sampler option": (["sampler=cat"], "sampler=cat: allowed are auto, daps, latent_daps", "pixel_daps"),
     "task option": (["task=cat"], "task=cat: allowed are custom, down_sampling", "phase_retrieval"),

@@ -8,6 +8,7 @@ from tiny import command
 from tiny_checkpoints import checkpoints  # noqa: F401 (fixture)
 
 import generate
+from particledaps.diffusion.solvers import SOLVERS, Solver
 from particledaps.priors.checkpoint import load_checkpoint
 from particledaps.priors.diffusers_folder import LoadOptions, open_folder
 from particledaps.priors.embedded import load_embedded
@@ -28,6 +29,24 @@ def test_a_sample_depends_on_seed_and_index_only(prior):
     assert torch.allclose(three, five[:3], atol=1e-4)
     assert not torch.allclose(three, draw(prior, 3, seed=2, num_steps=5), atol=1e-2)
     assert not torch.allclose(five[0], five[1], atol=1e-2)
+
+
+DRAWING = [Solver("ddim", 1.0), Solver("dpmpp2m"), Solver("consistency")]
+
+
+@pytest.mark.parametrize("solver", DRAWING, ids=lambda solver: solver.name)
+def test_whatever_the_solver_a_sample_depends_on_seed_and_index_only(prior, solver):
+    three, five = (draw(prior, count, seed=1, num_steps=4, solver=solver) for count in (3, 5))
+    assert torch.allclose(three, five[:3], atol=1e-4)
+    assert not torch.allclose(three, draw(prior, 3, seed=2, num_steps=4, solver=solver), atol=1e-2)
+    assert not torch.allclose(three, draw(prior, 3, seed=1, num_steps=4), atol=1e-3)
+
+
+def test_the_solvers_of_the_command_line_are_those_there_are(tiny_prior, tmp_path):
+    assert generate.SOLVERS == SOLVERS
+    for solver in ("ddim", "dpmpp2m"):
+        more = ["eta=0.5"] if solver == "ddim" else []
+        assert embedded(tiny_prior, "count=1", f"solver={solver}", *more, f"out={tmp_path}/{solver}").status == 0
 
 
 def test_drawing_leaves_the_global_generator_alone(prior):
@@ -82,6 +101,13 @@ def test_the_ode_begins_where_the_network_was_trained(prior, checkpoints):  # no
     [
         (["count=0"], "count=0: must be at least 1"),
         (["num_steps=0"], "num_steps=0"),
+        (["solver=leapfrog"], "solver=leapfrog: allowed are euler, ddim, heun, dpmpp2m, consistency"),
+        (["solver=ddim", "eta=1.5"], "eta=1.5: must be at least 0 and at most 1"),
+        (["eta=0.5"], "eta=0.5: only solver=ddim"),
+        (["model.guidance_scale=2"], "model.guidance_scale=2.0: tiny holds an unconditional network"),
+        (["model.class_id=1"], "model.class_id=1: tiny holds no network that takes a class"),
+        (["model.guidance_interval=[3,1]"], "model.guidance_interval=[3.0, 1.0]: must be [low, high]"),
+        (["model.guidance_rescale=2"], "model.guidance_rescale=2: must be at least 0 and at most 1"),
         (["precision=float8"], "precision=float8: allowed are"),
         (["model.path=NOTHING"], "no prior in"),
         (["out=FILE"], "file"),

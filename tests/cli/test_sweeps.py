@@ -12,7 +12,7 @@ WRONG = {
     "-m num_sampels=1,2": "num_sampels: unknown key; did you mean num_samples?",
     "-m seed=1,abc": "seed=abc: Value 'abc' of type 'str' could not be converted to Integer",
     "-m name=a,b seed=2,1,abc": "seed=abc: Value 'abc'",
-    "-m model=cats64,cat": "model=cat: allowed are cats64, custom",
+    "-m model=cats64,cat": "model=cat: allowed are cats64, cats64px, custom",
     "-m model=glob(x*)": "model=glob(x*): allowed are cats64",
     "-m seed=interval(1,2)": "seed=interval(1,2): BasicSweeper does not support",
     "-m seed=[": "seed=[: no viable alternative",

@@ -86,7 +86,11 @@ SCHEDULERS = {
     "sigma_data": ({"sigma_data": 0.5}, "DDIMScheduler has no sigma_data=0.5"),
     "flow": ({"use_flow_sigmas": True}, "use_flow_sigmas=True (flow matching) is not supported"),
     "continuous": ({"timestep_type": "continuous"}, "timestep_type=continuous is not supported"),
-    "zero snr": ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr=True (infinite sigma"),
+    "flow backwards": (
+        {"_class_name": "FlowMatchEulerDiscreteScheduler", "invert_sigmas": True},
+        "invert_sigmas=True is not supported",
+    ),
+    "zero snr": ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr=true with prediction_type=epsilon"),
     "old prediction": ({"predict_epsilon": False}, "predict_epsilon=False is the old name"),
     "old steps": ({"timesteps": 500}, "DDIMScheduler has no timesteps=500"),
 }

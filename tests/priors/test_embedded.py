@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import AUTOENCODER, DENOISER, QUICK, RESOLUTION, reconstruct
+from tiny import AUTOENCODER, DENOISER, LATENTS, QUICK, RESOLUTION, reconstruct
 
 from particledaps.diffusion.score import score
 from particledaps.priors.autoencoder import KLAutoencoder
@@ -26,14 +26,14 @@ def normal(*shape, seed=0):
 
 def test_round_trip_keeps_everything_but_the_last_bits(tmp_path):
     torch.manual_seed(1)
-    network, unet = stage_one.build(AUTOENCODER, RESOLUTION), stage_two.build(DENOISER, (4, 4, 4))
+    network, unet = stage_one.build(AUTOENCODER, RESOLUTION), stage_two.build(DENOISER, LATENTS)
     mean, std = torch.tensor([0.1, -0.2, 0.3, 0.0]), torch.tensor([1.0, 2.0, 0.5, 0.3])
-    saved = KLAutoencoder(network, 2, mean, std).eval(), stage_two.wrap(unet, DENOISER).eval()
+    saved = KLAutoencoder(network, 2, mean, std).eval(), stage_two.wrap(unet, DENOISER, LATENTS).eval()
     facts = {"name": "mine", "misfit_excess": {"phase_retrieval": [3.0, 1.5]}}
     save_embedded(tmp_path / "new" / "folder", *saved, facts)
     prior = load_embedded(tmp_path / "new" / "folder")
 
-    for loaded, original in ((prior.autoencoder.network, network), (prior.denoiser.network.unet, unet)):
+    for loaded, original in ((prior.autoencoder.network, network), (prior.denoiser.network, unet)):
         expected = original.state_dict()
         assert loaded.state_dict().keys() == expected.keys()
         for name, value in loaded.state_dict().items():

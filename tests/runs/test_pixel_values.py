@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 
 from particledaps.data.image_sets import DataError, load_image, load_images
 from particledaps.data.pixel_values import deep_planes
-from particledaps.data.training_views import load_training_images
+from particledaps.data.training_views import Augmentation, load_training_images
 from particledaps.settings.schema import DataSettings
 
 SIDE = 16
@@ -332,6 +332,6 @@ def test_a_compression_that_cannot_be_read_in_full_is_refused_with_a_remedy(tmp_
 def test_training_takes_deep_pictures_as_eight_bits(tmp_path):
     for name in ("0", "1", "2"):
         write_tiff(tmp_path / f"{name}.tif", RAMP.astype(np.float32))
-    images = load_training_images(tmp_path, None, SIDE, 0.5, 0.5)
+    images = load_training_images(tmp_path, None, SIDE, Augmentation(0.5, 0.5))
     assert images.images.numpy()[0, 0] == pytest.approx(np.round(255 * RAMP))
     assert images.images.numpy().dtype == np.uint8

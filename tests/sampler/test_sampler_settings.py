@@ -59,7 +59,7 @@ def test_potential_of_the_local_target_belongs_to_its_gradient(half):
     state = dataclasses.replace(state, **{n: latent(normal(3, 3, seed=i)) for i, n in enumerate(("z", "z0_hat"))})
     prior, operator = problem()
     term = DataTerm(prior, operator, measurement().expand(3, 2))
-    target = sampler.local_posterior(term, prior.denoiser, state, run_settings)
+    target = sampler.local_posterior(term, prior, state, run_settings)
     x, direction = latent(normal(3, 3, seed=5)), latent(normal(3, 3, seed=6))
     difference = (target(x + direction, False).potential - target(x - direction, False).potential) / 2
     slope = (target(x, True).gradient * direction).flatten(1).sum(1)

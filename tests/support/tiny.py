@@ -28,6 +28,7 @@ AUTOENCODER = stage_one.AutoencoderSettings(channels=[8, 8], norm_groups=4)
 DENOISER = stage_two.DenoiserSettings(
     channels=[8, 8], layers=1, attention_levels=0, norm_groups=4, head_channels=4, noise_scale=50.0
 )
+LATENTS = stage_two.LatentFacts((4, 4, 4))
 GROUPS = ("data", "model", "task", "sampler", "compat", "experiment")
 QUICK = (  # values of its own, so that tuning the default sampler changes no test
     "sampler.annealing.num_steps=3",
@@ -47,9 +48,9 @@ def write_tiny_prior(folder, seed=0):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = stage_one.build(AUTOENCODER, RESOLUTION)
-        unet = stage_two.build(DENOISER, (4, 4, 4))
+        unet = stage_two.build(DENOISER, LATENTS)
     autoencoder = KLAutoencoder(network, AUTOENCODER.patch, torch.zeros(4), torch.ones(4))
-    save_embedded(Path(folder), autoencoder, stage_two.wrap(unet, DENOISER), {"name": "tiny"})
+    save_embedded(Path(folder), autoencoder, stage_two.wrap(unet, DENOISER, LATENTS), {"name": "tiny"})
     return Path(folder)
 
 

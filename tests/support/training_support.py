@@ -4,11 +4,11 @@ import csv
 from dataclasses import replace
 
 import torch
-from tiny import AUTOENCODER, DENOISER, RESOLUTION
+from tiny import AUTOENCODER, DENOISER, LATENTS, RESOLUTION
 
 from particledaps.priors.autoencoder import KLAutoencoder
 from particledaps.training.autoencoder import build, train_autoencoder
-from particledaps.training.denoiser import train_denoiser
+from particledaps.training.denoiser import latent_bank, train_denoiser
 from particledaps.training.loop import LoopSettings
 
 CPU = torch.device("cpu")
@@ -39,7 +39,8 @@ def train_stage(stage, data, folder, loop, initial_seed):
     torch.manual_seed(initial_seed)
     if stage == "autoencoder":
         return train_autoencoder(replace(AUTOENCODER, loop=loop), data, folder, 3, CPU)
-    return train_denoiser(frozen, replace(DENOISER, loop=loop, bank_views=1), data, folder, 3, CPU)
+    bank = latent_bank(frozen, data, 1, 3, CPU)
+    return train_denoiser(frozen, replace(DENOISER, loop=loop), bank, LATENTS, data.validation, folder, 3, CPU)
 
 
 def curve(folder):

@@ -8,14 +8,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny import DENOISER, RESOLUTION, command, reconstruct, write_images
+from tiny import DENOISER, LATENTS, RESOLUTION, command, reconstruct, write_images
 from training_support import FEW_STEPS, TINY, autoencoder_of, curve, train_stage
 
 from particledaps.checks import DataError
 from particledaps.operators.phase_retrieval import PhaseRetrieval
 from particledaps.priors.embedded import load_embedded, read_config, save_embedded
 from particledaps.priors.prior import PriorError
-from particledaps.training.denoiser import build
+from particledaps.training.denoiser import build, wrap
 from particledaps.training.export import export_prior, misfit_excess
 from particledaps.training.loop import DivergedError, TrainingLoop
 
@@ -151,7 +151,8 @@ def test_the_spread_of_one_image_is_unknown(tiny_prior):
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_prior_of_few_images_is_exported_with_what_is_known(tmp_path, count):
     torch.manual_seed(0)
-    export_prior(tmp_path, autoencoder_of(0), build(DENOISER, (4, 4, 4)), DENOISER, {"name": "few"}, images(count))
+    denoiser = wrap(build(DENOISER, LATENTS), DENOISER, LATENTS)
+    export_prior(tmp_path, autoencoder_of(0), denoiser, {"name": "few"}, images(count))
     config = read_config(tmp_path)
     mean, spread = config["misfit_excess"]["phase_retrieval"]
     error = config["figures"]["validation"]["autoencoder_psnr_db_standard_error"]

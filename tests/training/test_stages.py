@@ -14,7 +14,7 @@ def test_latents_are_standardised_over_training_views(data):
         latents = torch.cat([wrapped.encode(data.batch(64, step_generator(8, s))) for s in range(16)])
     assert torch.allclose(latents.mean((0, 2, 3)), torch.zeros(4), atol=1e-3)
     assert torch.allclose(latents.transpose(0, 1).flatten(1).std(1), torch.ones(4), atol=1e-3)
-    bank = latent_bank(wrapped, data, 3, seed=3, device=CPU)
+    bank = latent_bank(wrapped, data, 3, seed=3, device=CPU).latents
     assert bank.shape[1:] == (4, 4, 4) and len(bank) >= 3 * len(data.images)
     assert torch.allclose(bank.mean((0, 2, 3)), torch.zeros(4), atol=0.1)
 

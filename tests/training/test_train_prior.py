@@ -40,7 +40,7 @@ def test_folder_to_prior_to_reconstruction(tmp_path):
     assert prior.misfit_excess["phase_retrieval"][0] == pytest.approx(card["misfit_excess"]["phase_retrieval"][0])
     ema = torch.load(tmp_path / "trainings" / "mine" / "denoiser" / "checkpoint.pt", weights_only=True)["ema"]
     shipped = load_file(tmp_path / "exported" / "denoiser.safetensors")
-    assert all(torch.equal(shipped[k], v.half()) for k, v in ema.items())
+    assert all(torch.equal(shipped[k.removeprefix("unet.")], v.half()) for k, v in ema.items())
 
     outcome = reconstruct(
         "model=embedded",

@@ -1,72 +1,63 @@
-"""What a network is told besides the noise level, and checks of the options that say so."""
+"""What the network of a checkpoint folder is told besides the noise level, and whether its parts fit each other."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
+from particledaps.diffusion.denoiser import Network
+from particledaps.diffusion.score import Denoiser
+from particledaps.priors.conditioning import Condition, Conditions, choose
 from particledaps.priors.diffusers_folder import CheckpointFolder, LoadOptions
 from particledaps.priors.errors import PriorError
-
-REFUSALS = {
-    "prompt": "holds no network that takes a text",
-    "class_id": "holds no network that takes a class",
-    "guidance_scale": "holds an unconditional network, which cannot be guided",
-    "latent_scale": "is a pixel network without latents",
-}
+from particledaps.priors.scheduler import build_denoiser
 
 
-def choose_class(folder: CheckpointFolder, count: int, class_id: int | None) -> int:
-    """The class to condition on: the asked one, else the null class of the card.
+def null_class(folder: CheckpointFolder, count: int) -> int | None:
+    """The class that says nothing: the card's ``null_class``; 1000 in a table of 1 001 classes; None: there is none.
+
+    Raises:
+        PriorError: the card names something else.
+    """
+    found = folder.card.get("null_class", 1000 if count == 1001 else None)
+    if found is not None and type(found) is not int:
+        raise PriorError(f"{folder.path / 'card.json'}: null_class={str(found)[:60]}: must be a class, or null")
+    return found
+
+
+def class_conditions(
+    folder: CheckpointFolder, options: LoadOptions, count: int, network: Callable[[int], nn.Module]
+) -> Conditions:
+    """Conditions of a network that takes one of ``count`` classes.
 
     Args:
-        folder: its card may name a ``null_class``; a table of 1 001 classes has 1000 as null class.
-        count: classes that the network knows.
-        class_id: ``model.class_id``.
+        folder: its scheduler and card.
+        options: device and conventions.
+        count: classes that it knows, the null class among them.
+        network: ``network(class) -> module`` with shared weights.
+    """
+
+    def build(condition: Condition) -> nn.Module:
+        return ready_denoiser(network(int(condition)), folder, options)
+
+    return Conditions("class", build, null_class(folder, count), count)
+
+
+def first_denoiser(conditions: Conditions, folder: CheckpointFolder, options: LoadOptions) -> Denoiser:
+    """The denoiser that a class-conditional prior is loaded with: under the asked class, else the null class.
 
     Raises:
-        PriorError: the class is out of range, or none is given and there is no null class.
+        PriorError: see :func:`particledaps.priors.conditioning.choose`.
     """
-    chosen = _null(folder, count) if class_id is None else class_id
-    if chosen is None:
-        raise PriorError(f"model.class_id is not set: {folder.name} knows no null class; choose 0 to {count - 1}")
-    if type(chosen) is not int:
-        raise PriorError(f"{folder.path / 'card.json'}: null_class={str(chosen)[:60]}: must be a class, or null")
-    if not 0 <= chosen < count:
-        raise PriorError(f"model.class_id={chosen}: {folder.name} knows the classes 0 to {count - 1}")
-    return chosen
+    return conditions.denoiser(choose(conditions, folder.name, options)[0], folder.name)
 
 
-def _null(folder: CheckpointFolder, count: int) -> int | None:
-    return folder.card.get("null_class", 1000 if count == 1001 else None)
-
-
-def null_class(folder: CheckpointFolder, count: int, options: LoadOptions) -> int:
-    """The class that guidance leads away from.
-
-    Raises:
-        PriorError: there is none.
-    """
-    if _null(folder, count) is None:
-        raise PriorError(
-            f"model.guidance_scale={options.guidance_scale:g}: {folder.name} knows no null class to guide away from;"
-            " leave it out"
-        )
-    return choose_class(folder, count, None)
-
-
-def refuse_conditions(folder: CheckpointFolder, options: LoadOptions, *names: str) -> None:
-    """Options that this network does not know must keep their defaults.
-
-    Raises:
-        PriorError: one of ``names`` is set.
-    """
-    defaults = LoadOptions()
-    for name in names:
-        value = getattr(options, name)
-        if value != getattr(defaults, name):
-            raise PriorError(f"model.{name}={value!r}: {folder.name} {REFUSALS[name]}; leave it out")
+def ready_denoiser(network: Network, folder: CheckpointFolder, options: LoadOptions) -> nn.Module:
+    """A network as a denoiser on the device of ``options``, for inference."""
+    denoiser = build_denoiser(network, folder, options.timestep_map)
+    return denoiser.to(options.device).eval().requires_grad_(False)
 
 
 def check_channels(unet: nn.Module, channels: int, folder: CheckpointFolder) -> None:
