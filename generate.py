@@ -22,12 +22,12 @@ import hydra  # noqa: E402
 from omegaconf import DictConfig, OmegaConf  # noqa: E402
 
 from particledaps.checks import Checks, DataError, SettingsError  # noqa: E402
+from particledaps.diffusion.solvers import SOLVERS, Solver  # noqa: E402
 from particledaps.priors.errors import PriorError  # noqa: E402
 from particledaps.settings.command_line import CONFIG_DIR, fail, member, register, run  # noqa: E402
 from particledaps.settings.schema import CompatSettings, ModelSettings  # noqa: E402
 from particledaps.settings.statuses import DISK, FAILED, StoppedError, disk_fault  # noqa: E402
 
-SOLVERS = ("euler", "ddim", "heun", "dpmpp2m", "consistency")  # those of diffusion.solvers, whose import takes seconds
 OLD_FLAGS = {"--model": "model.path", "--count": "count", "--seed": "seed", "--out": "out"}
 
 
@@ -99,7 +99,6 @@ def generate(settings: GenerateSettings) -> None:
     """Load the prior, draw, write."""
     validate(settings)
     with loading():  # the slow part
-        from particledaps.diffusion.solvers import Solver
         from particledaps.runs.draw import draw, write
         from particledaps.settings.build import build_prior
         from particledaps.settings.device import choose_device

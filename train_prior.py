@@ -26,10 +26,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from particledaps.checks import DataError, SettingsError
 from particledaps.data.training_views import Augmentation, TrainingImages, load_training_images, step_generator
+from particledaps.files import write_atomically
 from particledaps.priors.autoencoder import KLAutoencoder
 from particledaps.priors.embedded import read_config
 from particledaps.priors.errors import PriorError
-from particledaps.priors.transforms import TRANSFORMS
+from particledaps.priors.transforms import TRANSFORMS, Transform
 from particledaps.runs.draw import draw_samples
 from particledaps.settings.command_line import CONFIG_DIR, exit_stopped, fail, member, register, run
 from particledaps.settings.start_up import ready
@@ -77,8 +78,10 @@ def train(settings: TrainingSettings) -> None:
     device = torch.device("cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu")
     folder = Path(settings.save_dir) / settings.name
     data = load_data(settings)
-    autoencoder = TRANSFORMS[settings.encoding]() if settings.encoding in TRANSFORMS else None
-    if autoencoder is None:
+    autoencoder: Transform | KLAutoencoder
+    if settings.encoding in TRANSFORMS:
+        autoencoder = TRANSFORMS[settings.encoding]()
+    else:
         autoencoder = trained_autoencoder(settings, data, folder / "autoencoder", device)
     if {"denoiser", "export"}.isdisjoint(settings.stages):
         return
@@ -126,18 +129,17 @@ def trained_autoencoder(
 
 def facts_of(settings: TrainingSettings, bank: Bank, data: TrainingImages) -> LatentFacts:
     """What the denoiser is built for."""
-    scale = settings.denoiser.sigma_data
-    if settings.encoding not in TRANSFORMS:
-        shape = tuple(bank.latents.shape[1:])
-        return LatentFacts(shape, (shape[0],), 1.0 if scale is None else scale, len(data.class_names))
-    parts = TRANSFORMS[settings.encoding].parts(data.images.shape[1])
+    kind, scale = TRANSFORMS.get(settings.encoding), settings.denoiser.sigma_data
+    if kind is None and scale is None:
+        scale = 1.0  # the latents of a trained autoencoder are standardised
+    parts = (bank.latents.shape[1],) if kind is None else kind.parts(data.images.shape[1])
     return latent_facts(bank, parts, scale, len(data.class_names))
 
 
 def keep_facts(stage: Path, latents: LatentFacts) -> None:
     """Write what the denoiser is built for: a training that goes on, or is exported, uses the same."""
     stage.mkdir(parents=True, exist_ok=True)
-    (stage / LATENTS).write_text(json.dumps(asdict(latents)) + "\n")
+    write_atomically(stage / LATENTS, json.dumps(asdict(latents)) + "\n")
 
 
 def kept_facts(stage: Path, settings: TrainingSettings, data: TrainingImages) -> LatentFacts | None:

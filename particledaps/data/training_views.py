@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from PIL import Image
 from particledaps.checks import DataError
 from particledaps.data.image_folder import image_files
 from particledaps.data.image_sets import is_grey, load_image, npz_training, to_tensor
-from particledaps.data.labels import folder_labels, npz_labels
+from particledaps.data.labels import Labels, folder_labels, npz_labels
 from particledaps.data.npz import Archive
 
 
@@ -125,9 +126,8 @@ def load_training_images(
         if len(everything) != len(images):
             raise DataError(f"{large_path} holds {len(everything)} images, {path} {len(images)}")
         large = _channels_first(np.delete(everything, held_out, axis=0))
-    kept = None if labels is None else torch.from_numpy(np.delete(labels.values, held_out))
-    names = () if labels is None else labels.names
-    return TrainingImages(_channels_first(train), large, to_tensor(validation), augmentation, kept, names)
+    kept = _of_rows(labels, np.delete(np.arange(len(images)), held_out))
+    return TrainingImages(_channels_first(train), large, to_tensor(validation), augmentation, *kept)
 
 
 def _from_folder(path: Path, resolution: int, augmentation: Augmentation, channels: int | None) -> TrainingImages:
@@ -139,15 +139,18 @@ def _from_folder(path: Path, resolution: int, augmentation: Augmentation, channe
     small = np.stack([_eight_bits(f, resolution, count) for f in files])
     large = np.stack([_eight_bits(f, 2 * resolution, count) for f in files])
     rest = [i for i in range(len(files)) if i not in held_out]
-    labels = folder_labels(path, files)
     return TrainingImages(
         _channels_first(small[rest]),
         _channels_first(large[rest]),
         to_tensor(small[sorted(held_out)]),
         augmentation,
-        None if labels is None else torch.from_numpy(labels.values[rest]),
-        () if labels is None else labels.names,
+        *_of_rows(folder_labels(path, files), rest),
     )
+
+
+def _of_rows(labels: Labels | None, rows: Sequence[int] | np.ndarray) -> tuple[torch.Tensor | None, tuple[str, ...]]:
+    """Classes of some images, and the names of all classes."""
+    return (None, ()) if labels is None else (torch.from_numpy(labels.values[rows]), labels.names)
 
 
 def _eight_bits(path: Path, resolution: int, channels: int) -> np.ndarray:

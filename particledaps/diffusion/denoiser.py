@@ -128,7 +128,7 @@ class EDMDenoiser(nn.Module):
         self.network = network
         self.sigma_data = sigma_data
         self.noise_scale = noise_scale
-        self.parts = None if parts is None or len(parts) == 1 else tuple(parts)
+        self.parts = tuple(parts) if parts and len(parts) > 1 else None
         self.sigma_min = sigma_min
         self._scales: torch.Tensor | None = None
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -37,8 +39,8 @@ class GuidedDenoiser(nn.Module):
         negative: Denoiser,
         scale: float,
         rescale: float = 0.0,
-        interval: tuple[float, float] | None = None,
-        parts: tuple[int, ...] | None = None,
+        interval: Sequence[float] | None = None,
+        parts: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.conditional = conditional
@@ -49,22 +51,21 @@ class GuidedDenoiser(nn.Module):
         self.parts = parts
 
     def forward(self, z: torch.Tensor, sigma: torch.Tensor | float) -> torch.Tensor:
-        guided = self._where(sigma, z)
-        if self.scale == 1 or not guided.any():
+        inside = self._inside(sigma, z)
+        everywhere = inside is None or bool(inside.all())
+        if self.scale == 1 or (inside is not None and not inside.any()):
             return self.conditional(z, sigma)
-        everywhere = bool(guided.all())
         if self.scale == 0 and self.rescale == 0 and everywhere:
             return self.unconditional(z, sigma)
         toward, free = self.conditional(z, sigma), self.unconditional(z, sigma)
         output = self._rescaled(free + self.scale * (toward - free), toward, z, sigma)
-        return output if everywhere else torch.where(per_particle(guided, z), output, toward)
+        return output if inside is None or everywhere else torch.where(per_particle(inside, z), output, toward)
 
-    def _where(self, sigma: torch.Tensor | float, z: torch.Tensor) -> torch.Tensor:
-        """``(1,)`` or ``(P,)``: which samples are guided."""
-        level = first_level(sigma, z)
+    def _inside(self, sigma: torch.Tensor | float, z: torch.Tensor) -> torch.Tensor | None:
+        """``(1,)`` or ``(P,)``: which samples are guided; None: all, and no GPU waits for the answer."""
         if self.interval is None:
-            return torch.ones_like(level, dtype=torch.bool)
-        low, high = self.interval
+            return None
+        level, (low, high) = first_level(sigma, z), self.interval
         return (level >= low) & (level < high)
 
     def _rescaled(

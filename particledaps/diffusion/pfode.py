@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 
 import torch
 
 from particledaps.diffusion.levels import broadcast_sigma
 from particledaps.diffusion.score import Denoiser
-from particledaps.diffusion.solvers import euler_step, heun_step
+from particledaps.diffusion.solvers import euler_step, heun_step, intervals
 
 SOLVERS = ("euler", "heun")
 
@@ -25,8 +24,8 @@ class DiffusionPFODE:
 
     Args:
         denoiser: the prior's denoiser ``D``.
-        parts: channels of each part of z with noise of its own, where paths are ``(N + 1, S)``; None: equal ones.
         solver: ``euler`` (one call an interval) or ``heun`` (two, second order; the last interval to 0 is Euler).
+        parts: channels of each part of z with noise of its own, where paths are ``(N + 1, S)``; None: equal ones.
 
     Example:
         A prior that knows one image takes every z to it in one step.
@@ -74,7 +73,6 @@ class DiffusionPFODE:
                 ``(N + 1, P, S)`` where particles stand at different levels.
         """
         step = heun_step if self.solver == "heun" else euler_step
-        for sigma, sigma_next in itertools.pairwise(path):
-            here, there = (s[None] if s.ndim == 1 else s for s in (sigma, sigma_next))
+        for here, there in intervals(path):
             z = step(self.derivative, z, here, there, self.parts)
         return z

@@ -8,7 +8,7 @@ the denoiser's estimate.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +27,12 @@ Slope = Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]
 Parts = Sequence[int] | None
 Draw = Callable[[], "torch.Tensor"]
 """Standard normal noise like z, one call after the other."""
+
+
+def intervals(path: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The levels of each step of a path: neighbouring rows, numbers, ``(1, S)`` (from ``(S,)``) or ``(P, S)``."""
+    for here, there in itertools.pairwise(path):
+        yield (here[None], there[None]) if here.ndim == 1 else (here, there)
 
 
 def euler_step(slope: Slope, z: torch.Tensor, here: torch.Tensor, there: torch.Tensor, parts: Parts) -> torch.Tensor:
@@ -168,8 +174,7 @@ class Solver:
             return (x - denoiser(x, sigma)) / broadcast_sigma(sigma, x, parts)
 
         previous: tuple[torch.Tensor, torch.Tensor] | None = None
-        for row, following in itertools.pairwise(path.to(z.device)):
-            here, there = (level[None] if level.ndim == 1 else level for level in (row, following))
+        for here, there in intervals(path.to(z.device)):
             if self.name in ("euler", "heun"):
                 z = (euler_step if self.name == "euler" else heun_step)(slope, z, here, there, parts)
                 continue

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from particledaps.priors.conditioning import refuse_unfit, tell
+from particledaps.priors.asked_conditions import refuse_unfit
+from particledaps.priors.conditioning import tell
 from particledaps.priors.diffusers_folder import CheckpointFolder, LoadOptions
 from particledaps.priors.errors import PriorError
 from particledaps.priors.latent_diffusion import load_latent_diffusion

@@ -36,25 +36,22 @@ def check_export(config: dict[str, Any], halves: dict[str, dict[str, torch.Tenso
 
 def check_numbers(config: dict[str, Any], path: Path) -> None:
     """Statistics and preconditioning are finite numbers; deviations and scales are positive."""
-    for key, allowed in NUMBERS.items():
+    for key, (allowed, kind) in NUMBERS.items():
         values = config.get(key, [])
         values = values if isinstance(values, list) else [values]
         if not all(type(v) in (int, float) and abs(v) < LARGEST_NUMBER and allowed(v) for v in values):
-            kind = "finite and greater than 0" if allowed is _positive else "finite"
             raise PriorError(f"{path}: {key}={str(config[key])[:80]}: must be {kind}; export the prior again")
 
 
-def _positive(value: float) -> bool:
-    return value > 0
-
-
-NUMBERS: dict[str, Callable[[float], bool]] = {
-    "latent_mean": lambda value: True,
-    "latent_std": _positive,
-    "sigma_data": _positive,
-    "noise_scale": _positive,
-    "sigma_min": lambda value: value >= 0,
+POSITIVE = (lambda value: value > 0), "finite and greater than 0"
+NUMBERS: dict[str, tuple[Callable[[float], bool], str]] = {
+    "latent_mean": ((lambda value: True), "finite"),
+    "latent_std": POSITIVE,
+    "sigma_data": POSITIVE,
+    "noise_scale": POSITIVE,
+    "sigma_min": ((lambda value: value >= 0), "finite and at least 0"),
 }
+"""Entries of ``config.json`` that are numbers, or lists of them: what they may be, and how that is said."""
 
 
 def read_misfit_excess(entry: Any, path: Path) -> dict[str, tuple[float, float]]:

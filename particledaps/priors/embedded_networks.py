@@ -83,8 +83,8 @@ class UNetNetwork(nn.Module):
 
     def weights(self) -> dict[str, torch.Tensor]:
         """What is stored: the U-Net's own names, and ``levels.*`` beside them."""
-        own = {f"levels.{name}": value for name, value in (self.levels.state_dict() if self.levels else {}).items()}
-        return self.unet.state_dict() | own
+        own = {} if self.levels is None else self.levels.state_dict()
+        return self.unet.state_dict() | {f"levels.{name}": value for name, value in own.items()}
 
     def load_weights(self, weights: dict[str, torch.Tensor]) -> None:
         """Load what :meth:`weights` gave.
@@ -92,10 +92,12 @@ class UNetNetwork(nn.Module):
         Raises:
             RuntimeError: names or shapes do not fit.
         """
-        own = "levels." if self.levels is not None else "\0"
-        if self.levels is not None:
-            self.levels.load_state_dict({n.removeprefix(own): v for n, v in weights.items() if n.startswith(own)})
-        self.unet.load_state_dict({n: v for n, v in weights.items() if not n.startswith(own)})
+        if self.levels is None:
+            self.unet.load_state_dict(weights)
+            return
+        own = {name for name in weights if name.startswith("levels.")}
+        self.levels.load_state_dict({name.removeprefix("levels."): weights[name] for name in own})
+        self.unet.load_state_dict({name: value for name, value in weights.items() if name not in own})
 
 
 def around_unet(unet: UNet2DModel, patch: int = 1, num_levels: int = 1) -> UNetNetwork:

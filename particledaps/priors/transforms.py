@@ -16,11 +16,11 @@ from particledaps.priors.autoencoder import IdentityAutoencoder
 
 
 class HaarTransform(nn.Module):
-    r"""One level of the orthonormal Haar transform: nine details, then three averages, at half the side.
+    r"""One level of the orthonormal Haar transform: 3 C channels of details, then C of averages, at half the side.
 
     Of the pixels :math:`a\ b` over :math:`c\ d` of a block, :math:`(a + b - c - d) / 2`, :math:`(a - b + c - d) / 2`,
-    :math:`(a - b - c + d) / 2` are the details and :math:`(a + b + c + d) / 2` is the average (of RGB: channel k of
-    each kind stands at ``3 kind + k``). White noise stays white, so equal sigmas are those of the image.
+    :math:`(a - b - c + d) / 2` are the details and :math:`(a + b + c + d) / 2` is the average (the C channels of the
+    first detail, then of the second, ...). White noise stays white, so equal sigmas are those of the image.
     """
 
     redundant = False
@@ -32,7 +32,9 @@ class HaarTransform(nn.Module):
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
         """``(B, C, H, W)`` -> ``(B, 4 C, H / 2, W / 2)``."""
-        return _mix(x[..., 0::2, 0::2], x[..., 0::2, 1::2], x[..., 1::2, 0::2], x[..., 1::2, 1::2], axis=1)
+        a, b = x[..., 0::2, 0::2], x[..., 0::2, 1::2]
+        c, d = x[..., 1::2, 0::2], x[..., 1::2, 1::2]
+        return torch.cat([a + b - c - d, a - b + c - d, a - b - c + d, a + b + c + d], dim=1) / 2
 
     def decode(self, z: torch.Tensor) -> torch.Tensor:
         """``(B, 4 C, H / 2, W / 2)`` -> ``(B, C, H, W)``, the inverse."""
@@ -47,10 +49,6 @@ class HaarTransform(nn.Module):
             dim=2,
         )
         return F.pixel_shuffle((blocks / 2).flatten(1, 2), 2)
-
-
-def _mix(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor, d: torch.Tensor, axis: int) -> torch.Tensor:
-    return torch.cat([a + b - c - d, a - b + c - d, a - b - c + d, a + b + c + d], dim=axis) / 2
 
 
 class TwoScaleTransform(nn.Module):
@@ -88,11 +86,7 @@ class Pixels(IdentityAutoencoder):
 
 
 Transform = Pixels | HaarTransform | TwoScaleTransform
-TRANSFORMS: dict[str, type[Pixels] | type[HaarTransform] | type[TwoScaleTransform]] = {
-    "pixels": Pixels,
-    "haar": HaarTransform,
-    "two_scale": TwoScaleTransform,
-}
+TRANSFORMS: dict[str, type[Transform]] = {"pixels": Pixels, "haar": HaarTransform, "two_scale": TwoScaleTransform}
 
 
 def encoding_of(transform: nn.Module) -> str:

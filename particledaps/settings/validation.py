@@ -7,6 +7,7 @@ from particledaps.diffusion.mcmc import KERNELS
 from particledaps.diffusion.pfode import SOLVERS
 from particledaps.operators.magnitudes import FORMS, ORIGINS
 from particledaps.paths.schedules import ENDS, PATHS
+from particledaps.priors.asked_conditions import interval_fault
 from particledaps.settings.device import DEVICES
 from particledaps.settings.schema import (
     FOLDER_KINDS,
@@ -123,21 +124,14 @@ def check_model(model: ModelSettings, checks: Checks) -> None:
         checks.number("model.latent_scale", model.latent_scale, 0, open_low=True)
     checks.number("model.guidance_scale", model.guidance_scale, 0, 100)
     checks.number("model.guidance_rescale", model.guidance_rescale, 0, 1)
-    _check_interval(model.guidance_interval, checks)
+    fault = interval_fault(model.guidance_interval)
+    checks.require(fault is None, fault or "")
     defaults = ModelSettings()
     for name in ("latent_scale", "image_size"):
         checks.require(
             from_folder or getattr(model, name) == getattr(defaults, name),
             f"model.{name}={getattr(model, name)}: only for model.kind {', '.join(FOLDER_KINDS)}; a custom prior takes "
             "model.options",
-        )
-
-
-def _check_interval(interval: list[float] | None, checks: Checks) -> None:
-    if interval is not None:
-        fits = len(interval) == 2 and 0 <= interval[0] <= interval[1]
-        checks.require(
-            fits, f"model.guidance_interval={interval}: must be [low, high] in sigma, low first and at least 0"
         )
 
 

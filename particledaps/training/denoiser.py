@@ -112,7 +112,7 @@ def build(settings: DenoiserSettings, latents: LatentFacts) -> UNetNetwork:
 def wrap(network: UNetNetwork, settings: DenoiserSettings, latents: LatentFacts) -> EDMDenoiser:
     """The denoiser of a trained or fresh network."""
     least = SIGMA_RANGE[0] if latents.num_levels > 1 else 0.0
-    return EDMDenoiser(network, latents.sigma_data, settings.noise_scale, latents.parts or None, least)
+    return EDMDenoiser(network, latents.sigma_data, settings.noise_scale, latents.parts, least)
 
 
 @dataclass(frozen=True)
@@ -141,8 +141,10 @@ def latent_bank(autoencoder: Autoencoder, data: TrainingImages, views: int, seed
 
 def latent_facts(bank: Bank, parts: tuple[int, ...], sigma_data: float | None, num_classes: int) -> LatentFacts:
     """What the denoiser of a bank's latents is built for; ``sigma_data`` None: the root mean square of each part."""
-    measured = [part.square().mean().sqrt().item() for part in bank.latents.split(list(parts), dim=1)]
-    scale = sigma_data if sigma_data is not None else (measured if len(parts) > 1 else measured[0])
+    scale: float | list[float] | None = sigma_data
+    if scale is None:
+        measured = [part.square().mean().sqrt().item() for part in bank.latents.split(list(parts), dim=1)]
+        scale = measured if len(parts) > 1 else measured[0]
     return LatentFacts(tuple(bank.latents.shape[1:]), parts, scale, num_classes)
 
 
@@ -207,6 +209,7 @@ def train_denoiser(
         network.to(memory_format=torch.channels_last)  # tensor cores take convolutions that way
     loop = TrainingLoop(network, copy.deepcopy(network), settings.loop, folder)
     levels = (latents.num_levels,) if latents.num_levels > 1 else ()
+    plain = wrap(network, settings, latents)
 
     def loss_function(step: int) -> dict[str, torch.Tensor]:
         generator, size = step_generator(seed, step, device), settings.loop.batch_size
@@ -216,11 +219,11 @@ def train_denoiser(
         noise = torch.randn(z0.shape, **drawn)
         log_sigma = settings.log_sigma_mean + settings.log_sigma_std * torch.randn((size, *levels), **drawn)
         sigma = log_sigma.exp().clamp(*SIGMA_RANGE)
-        labels = bank.labels
-        if labels is not None:
+        denoiser = plain
+        if bank.labels is not None:
             dropped = torch.rand(size, **drawn) < settings.class_dropout
-            labels = torch.where(dropped, latents.num_classes, labels[rows])
-        denoiser = wrap(network.conditioned(labels), settings, latents)
+            labels = torch.where(dropped, latents.num_classes, bank.labels[rows])
+            denoiser = plain.around(network.conditioned(labels))
         return {"loss": edm_loss(denoiser, z0, sigma, noise, latents.sigma_data, latents.parts)}
 
     def validate(ema: nn.Module) -> dict[str, float]:

@@ -48,14 +48,14 @@ def prior_figures(prior: Prior, images: torch.Tensor) -> dict[str, Any]:
         several sigmas.
     """
     parts = images.split(25)
-    psnr = torch.cat([psnr_db(prior.decode(prior.encode(x)), x) for x in parts])
     exact = isinstance(prior.autoencoder, Transform)
+    psnr = None if exact else torch.cat([psnr_db(prior.decode(prior.encode(x)), x) for x in parts])
     upright = torch.cat([plausibility_loss(prior, x) < plausibility_loss(prior, rotate_180(x)) for x in parts])
     errors = denoising_errors(prior.denoiser, torch.cat([prior.encode(x) for x in parts]))
     return {
         "num_images": len(images),
-        "autoencoder_psnr_db": None if exact else round(psnr.mean().item(), 3),
-        "autoencoder_psnr_db_standard_error": None if exact else standard_error(psnr),
+        "autoencoder_psnr_db": None if psnr is None else round(psnr.mean().item(), 3),
+        "autoencoder_psnr_db_standard_error": None if psnr is None else standard_error(psnr),
         "orientation_upright_preferred": round(upright.float().mean().item(), 4),
         "denoising_mse": {k.rpartition("_")[2]: round(v, 5) for k, v in errors.items()},
     }

@@ -126,13 +126,9 @@ def test_schedules_that_are_none(values):
         DiscreteNoise(torch.tensor(values, dtype=F64))
 
 
-def test_v_prediction_is_that_of_diffusers_up_to_the_last_timestep():
-    """One network, one schedule: the estimates of the clean image that both read off it."""
-
-    def network(x, t):
-        return torch.tanh(x + 0.1 * torch.sin(torch.as_tensor(t, dtype=x.dtype) / 100).reshape(-1, 1, 1, 1))
-
-    theirs = DDIMScheduler(
+def without_terminal_signal(**more):
+    """Diffusers' DDIM of a network that predicts v."""
+    return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",
@@ -140,7 +136,17 @@ def test_v_prediction_is_that_of_diffusers_up_to_the_last_timestep():
         rescale_betas_zero_snr=True,
         timestep_spacing="trailing",
         clip_sample=False,
+        **more,
     )
+
+
+def test_v_prediction_is_that_of_diffusers_up_to_the_last_timestep():
+    """One network, one schedule: the estimates of the clean image that both read off it."""
+
+    def network(x, t):
+        return torch.tanh(x + 0.1 * torch.sin(torch.as_tensor(t, dtype=x.dtype) / 100).reshape(-1, 1, 1, 1))
+
+    theirs = without_terminal_signal()
     theirs.set_timesteps(8)
     noise = DiscreteNoise(zero_terminal_snr(BETAS["scaled_linear"]))
     denoiser, x = VDenoiser(network, noise), normal(2, 1, 4, 4)
@@ -156,16 +162,7 @@ def test_ddim_steps_from_pure_noise_are_those_of_diffusers():
     def network(x, t):
         return 0.5 * torch.tanh(x)
 
-    theirs = DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        prediction_type="v_prediction",
-        rescale_betas_zero_snr=True,
-        timestep_spacing="trailing",
-        clip_sample=False,
-        set_alpha_to_one=True,
-    )
+    theirs = without_terminal_signal(set_alpha_to_one=True)
     theirs.set_timesteps(10)
     noise, drawn = DiscreteNoise(zero_terminal_snr(BETAS["scaled_linear"])), normal(2, 1, 4, 4)
     path = torch.cat([noise.sigmas[theirs.timesteps], torch.zeros(1, dtype=F64)])

@@ -1,6 +1,5 @@
 """Priors that are not a latent one of RGB images, from a folder or an archive to a reconstruction and its pictures."""
 
-import json
 from dataclasses import replace
 from functools import partial
 
@@ -292,4 +291,3 @@ def test_a_training_that_began_before_goes_on(tmp_path):
     old, new = build(DENOISER, LATENTS), build(DENOISER, LATENTS)
     new.load_state_dict({name.removeprefix("unet."): value for name, value in old.state_dict().items()})
     assert all(torch.equal(a, b) for a, b in zip(old.parameters(), new.parameters(), strict=True))
-    json.dumps(old.unet.config, default=str)
