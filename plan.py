@@ -22,6 +22,7 @@ import symmetry
 from particledaps.checks import Checks, SettingsError
 from particledaps.evaluation.selection import RULES
 from particledaps.particles import own_hooks, starts
+from particledaps.particles.clean_estimate import measured_covariance
 from particledaps.particles.hook_setup import Setup
 from particledaps.particles.starts import WarmStart, build_start
 from particledaps.particles.state import NUM_TIMESTEPS, Hook, Info, Start
@@ -151,7 +152,9 @@ def validate(settings: RunSettings) -> None:
         own = follow_family(settings)
         validation.check_loop(own.sampler.annealing, own.sampler.ode, own.compat, checks)
         _check_last_level(own, checks)
-        validation.check_chain(resolve_chain(own), checks)
+        chain = resolve_chain(own)
+        validation.check_chain(chain, checks)
+        validation.check_clamp(chain, own.compat, checks)
     except SettingsError as error:
         checks.problems.append(str(error))
     checks.finish()
@@ -316,7 +319,8 @@ class Plan:
         """What the hooks did to one image, by the names of ``metrics.json``."""
         parts = (m.record(self.setup.asked[m.PREFIX], self.built[m.PREFIX], info, particle_ids) for m in HOOKS)
         shipped = {name: value for part in parts for name, value in part.items()}
-        return shipped | {"hooks": own_hooks.record(list(self.own), info)}
+        moved = info.rows.get("encoder")
+        return shipped | {"encoder": moved and {"per_step": moved}, "hooks": own_hooks.record(list(self.own), info)}
 
 
 def loop_settings(settings: RunSettings, is_pixel: bool = False) -> SamplerSettings:
@@ -334,6 +338,12 @@ def build_plan(
         SettingsError, PriorError: one cannot, see its ``build``, or there is no such start.
     """
     asked = cut_hooks(settings, settings.num_samples, settings.particle_ids)
+    if loop.chain.kernel == "cg" and not operator.linear:
+        raise SettingsError(
+            f"sampler.mcmc.kernel=cg: draws exactly for linear operators, and {operator.name} is none; use hmc"
+        )
+    if resolve_chain(settings).covariance == "measured":
+        loop = replace(loop, covariance=measured_covariance(prior, loop.path, loop.space == "pixel", device))
     start = build_start(asked["start"], prior, operator, loop.gate_path)
     setup = Setup(prior, operator, loop.gate_path, asked, device, _first_level(asked, start, loop.gate_path))
     plan = Plan(setup, loop, start, tuple(settings.hooks))

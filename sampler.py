@@ -13,15 +13,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from particledaps.diffusion.covariance import CovarianceTable, WhiteCovariance
 from particledaps.diffusion.levels import broadcast_sigma, per_particle, spread
-from particledaps.diffusion.mcmc import ChainSettings, Draw, Evaluation, Target, run_chain
+from particledaps.diffusion.mcmc import ChainSettings, Draw, run_chain
 from particledaps.diffusion.pfode import DiffusionPFODE
 from particledaps.diffusion.score import score
 from particledaps.particles.data_term import DataTerm
+from particledaps.particles.local_posterior import Data, PixelTerm, draw_exactly, local_posterior, run_banded_chain
 from particledaps.particles.state import NUM_TIMESTEPS, Hook, Info, Start, State, Streams
 from particledaps.paths.schedules import PATHS
 
@@ -35,7 +38,7 @@ __all__ = ["DAPS", "Hook", "Info", "LatentDAPS", "SamplerSettings", "Start", "St
 
 @dataclass(frozen=True)
 class SamplerSettings:
-    """How the annealing loop runs.
+    r"""How the annealing loop runs.
 
     Attributes:
         path: ``(K + 1,)`` annealing sigmas, the last one 0; ``(K + 1, S)`` where S parts have levels of their own.
@@ -51,6 +54,9 @@ class SamplerSettings:
         gradient_clamp: if set, the latent gradient of the loss is clamped elementwise (DAPS's latent wrapper: 1.0).
         ratio_counts_end: step-size schedule ``k / (K + 1)`` as in DAPS instead of ``k / (K - 1)``.
         gate_part: the part whose noise level hooks go by.
+        space: where the chain runs: ``latent``, or ``pixel``: from the decoded clean estimate, and back by the encoder.
+        covariance: of the clean estimate in that space; None: :math:`\sigma^2` of every element. With it ``inner_path``
+            should be one step to 0: the estimate then is the posterior mean D(z; sigma) that the covariance is about.
     """
 
     path: torch.Tensor
@@ -65,10 +71,17 @@ class SamplerSettings:
     gradient_clamp: float | None = None
     ratio_counts_end: bool = False
     gate_part: int = 0
+    space: str = "latent"
+    covariance: CovarianceTable | None = None
 
     @property
     def num_levels(self) -> int:
         return len(self.path) - 1
+
+    @property
+    def likelihood(self) -> float:
+        """Factor of the data loss in the potential."""
+        return 1 / ((2 if self.likelihood_half else 1) * self.tau**2)
 
     @property
     def gate_path(self) -> torch.Tensor:
@@ -95,6 +108,8 @@ def build_sampler_settings(
     path = PATHS[annealing.schedule](annealing.num_steps, annealing.sigma_max, annealing.sigma_min)
 
     def inner_path(sigma: float | torch.Tensor) -> torch.Tensor:
+        if chain.covariance == "measured":
+            return torch.tensor([sigma, 0.0], dtype=torch.float64)  # one Euler step to 0: the posterior mean
         if isinstance(sigma, torch.Tensor):
             return torch.stack(
                 [_held_below(ode.sigma_min, inner_path, own, ode.num_steps) for own in sigma[0].tolist()], 1
@@ -113,15 +128,18 @@ def build_sampler_settings(
         likelihood_half=compat.likelihood_half,
         gradient_clamp=None if is_pixel else compat.gradient_clamp,
         ratio_counts_end=compat.ratio_counts_end,
+        space=chain.space,
     )
 
 
-def check_path(path: torch.Tensor, prior: Prior) -> None:
-    """An annealing path has one column, or one a part of the prior, and noise before its end.
+def check_path(path: torch.Tensor, prior: Prior, one_level: bool = False) -> None:
+    """An annealing path has one column, or (unless ``one_level``) one a part of the prior, and noise before its end.
 
     Raises:
         ValueError: it has not.
     """
+    if one_level and path.ndim != 1:
+        raise ValueError("a chain in pixels or with a measured covariance takes one noise level for all parts")
     columns, parts = path.shape[1:].numel(), max(len(prior.parts), 1)
     if path.ndim not in (1, 2) or (path.ndim == 2 and columns != parts):
         raise ValueError(f"the path has {columns} columns, {prior.name} has {parts} parts with noise of their own")
@@ -158,7 +176,7 @@ class LatentDAPS:
         hooks: Sequence[Hook] = (),
         first_child_id: int = 0,
     ) -> None:
-        check_path(settings.path, prior)
+        check_path(settings.path, prior, settings.space == "pixel" or settings.covariance is not None)
         self.first_child_id = first_child_id
         self.prior = prior
         self.operator = operator
@@ -248,7 +266,7 @@ class LatentDAPS:
         state = replace(state, step=level, sigma=settings.sigma(level), t=time, drift=None, mcmc_steps=None)
         state = self._call("before_ode", state, info)
         before = state
-        state = self._mcmc(self._ode(state), level)
+        state = self._mcmc(self._ode(state), level, info)
         state = self._call("after_mcmc", freeze_diverged(before, state), info)
         state = replace(state, level=torch.full_like(state.level, level + 1))
         return self._renoise(fall_back(self._call("before_renoise", state, info)))
@@ -273,17 +291,44 @@ class LatentDAPS:
             self.ode.clear_repulsion()
         return replace(state, z0_hat=z0_hat)
 
-    def _mcmc(self, state: State, level: int) -> State:
-        settings = self.settings
-        data_term = DataTerm(self.prior, self.operator, state.y, settings.gradient_clamp)
-        target = local_posterior(data_term, self.prior, state, settings)
+    def _mcmc(self, state: State, level: int, info: Info) -> State:
+        settings, prior = self.settings, self.prior
         steps = settings.chain.num_steps if state.mcmc_steps is None else state.mcmc_steps
         chain = replace(settings.chain, step_size=settings.step_size(level), num_steps=steps)
-        draw, draw_uniform = chain_noise(state, level)
-        z0_y, loss = run_chain(state.z0_hat, target, chain, draw, draw_uniform)
-        if self.prior.redundant:  # parts that are functions of others follow them
-            z0_y = self.prior.encode(self.prior.decode(z0_y))
-        return replace(state, z0_y=z0_y, loss=loss)
+        in_pixels, exact = settings.space == "pixel", settings.prior_term == "exact"
+        start = prior.decode(state.z0_hat) if in_pixels else state.z0_hat
+        data = self._data(state)
+        noise = chain_noise(state, level, start)
+        covariance = settings.covariance and settings.covariance.covariance(state.gate_sigma, start)
+        if chain.kernel == "cg":
+            around = covariance or WhiteCovariance(state.gate_sigma**2, start)
+            both = joint_noise(state, level, start, state.y)
+            x, loss = draw_exactly(self.operator, state.y, start, around, settings.likelihood, steps, both)
+        elif covariance is not None:
+            x, loss = run_banded_chain(data, start, covariance, settings.likelihood, chain, *noise)
+        else:
+            centre, variance = state.z if exact else start, spread(state.sigma, state.z, prior.parts) ** 2
+            prior_score = partial(score, prior.denoiser, sigma=settings.prior_sigma) if exact else None
+            target = local_posterior(data, centre, variance, settings.likelihood, prior_score)
+            x, loss = run_chain(start, target, chain, *noise)
+        if in_pixels and not prior.is_pixel:
+            return self._encoded(state, x, info)
+        if prior.redundant:  # parts that are functions of others follow them
+            x = prior.encode(prior.decode(x))
+        return replace(state, z0_y=x, loss=loss)
+
+    def _data(self, state: State) -> Data:
+        if self.settings.space == "pixel":
+            return PixelTerm(self.operator, state.y)
+        return DataTerm(self.prior, self.operator, state.y, self.settings.gradient_clamp)
+
+    def _encoded(self, state: State, x: torch.Tensor, info: Info) -> State:
+        """Back from images ``x`` to latents; how far the autoencoder moves each image is logged."""
+        z0_y = self.prior.encode(x)
+        decoded = self.prior.decode(z0_y)
+        moved = (decoded - x).square().flatten(1).mean(1).sqrt()
+        info.add("encoder", step=state.step, sigma=state.gate_sigma, particle_ids=state.ids, moved=moved.tolist())
+        return replace(state, z0_y=z0_y, loss=self.operator.loss(decoded, state.y))
 
     def _call(self, moment: str, state: State, info: Info) -> State:
         for hook in self.hooks:
@@ -295,40 +340,10 @@ DAPS = LatentDAPS
 """Pixel DAPS: the same loop with a prior whose autoencoder is the identity."""
 
 
-def local_posterior(data_term: DataTerm, prior: Prior, state: State, settings: SamplerSettings) -> Target:
-    r"""The MCMC target of one level.
-
-    ``gaussian``: :math:`U = L / 2 \tau^2 + |z_0 - \hat z_0|^2 / 2 \sigma^2` (DAPS).
-    ``exact``: :math:`U = L / 2 \tau^2 + |z_0 - z_t|^2 / 2 \sigma^2 - \log p(z_0)`, the prior through its score, so
-    no potential is available (Metropolis-Hastings needs ``gaussian``).
-    """
-    likelihood = 1 / ((2 if settings.likelihood_half else 1) * settings.tau**2)
-    exact = settings.prior_term == "exact"
-    centre = state.z if exact else state.z0_hat
-    variance = spread(state.sigma, state.z, prior.parts) ** 2
-    by_part = isinstance(variance, torch.Tensor)
-
-    def target(z: torch.Tensor, with_gradient: bool) -> Evaluation:
-        loss, gradient = data_term(z, with_gradient)
-        offset = z - centre
-        squares = offset.square() / variance if by_part else offset.square()
-        distance = squares.flatten(1).sum(1) / (2 if by_part else 2 * variance)
-        potential = likelihood * loss + distance
-        if gradient is not None:
-            gradient = likelihood * gradient + offset / variance
-            if exact:
-                with torch.no_grad():
-                    gradient = gradient - score(prior.denoiser, z, settings.prior_sigma)
-        return Evaluation(potential, gradient, loss)
-
-    return target
-
-
-def chain_noise(state: State, level: int) -> tuple[Draw, Draw]:
-    """Normal and uniform noise of one level's chain from each particle's own stream."""
-    device = state.z.device
-    shape = state.z.shape[1:]
-    dtype = state.z.dtype
+def chain_noise(state: State, level: int, like: torch.Tensor) -> tuple[Draw, Draw]:
+    """Normal noise like ``like`` and uniform noise of one level's chain from each particle's own stream."""
+    shape = like.shape[1:]
+    device, dtype = like.device, like.dtype
     generators = state.streams.generators(state.ids, "mcmc", level, device)
     deciders = state.streams.generators(state.ids, "accept", level, device)
 
@@ -339,6 +354,13 @@ def chain_noise(state: State, level: int) -> tuple[Draw, Draw]:
         return torch.stack([torch.rand((), generator=g, device=device, dtype=dtype) for g in deciders])
 
     return normal, uniform
+
+
+def joint_noise(state: State, level: int, like: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """One draw of :func:`chain_noise` for two tensors ``(P, ...)`` at once."""
+    normal, _ = chain_noise(state, level, torch.cat([like.flatten(1), other.flatten(1)], 1))
+    first, second = normal().split([like[0].numel(), other[0].numel()], dim=1)
+    return first.reshape(like.shape), second.reshape(other.shape)
 
 
 def freeze_diverged(before: State, after: State) -> State:

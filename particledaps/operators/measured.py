@@ -59,6 +59,7 @@ class MeasuredPart(Operator):
             raise ValueError(f"{operator.name}: no entry of the measurement was measured")
         self.name = operator.name
         self.noise_sigma = operator.noise_sigma
+        self.linear = operator.linear
         self.image_like = operator.image_like
         self.part_name = operator.part_name
         self.part = operator.part

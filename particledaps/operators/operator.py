@@ -52,6 +52,7 @@ class Operator(ABC):
     Attributes:
         name: for records.
         noise_sigma: standard deviation of the noise on every entry of ``y``.
+        linear: is ``A(x) - A(0)`` linear in ``x``?
         image_like: ``y`` is itself an image ``(C, h, w)`` in about [-1, 1].
         part_name: what a random operator draws (``mask``, ``kernel``); None for a deterministic one.
         part: the drawn part; None until :meth:`for_image` or :meth:`with_part` has set it.
@@ -60,6 +61,7 @@ class Operator(ABC):
 
     name: str
     noise_sigma: float
+    linear: bool = False
     image_like: bool = False
     part_name: str | None = None
     part: torch.Tensor | None = None
@@ -155,6 +157,8 @@ class Operator(ABC):
 
 class LinearOperator(Operator):
     """A linear ``A`` with its adjoint: loss and gradient ``2 A^T (A x - y)`` without automatic differentiation."""
+
+    linear = True
 
     @abstractmethod
     def adjoint(self, y: torch.Tensor, image_shape: tuple[int, int, int]) -> torch.Tensor:

@@ -44,6 +44,7 @@ def build_metrics(records: list[Record], config: dict[str, Any]) -> dict[str, An
         "symmetry": _symmetry(done),
         "pruning": _per_image(done, "pruning"),
         "resampling": _per_image(done, "resampling"),
+        "encoder": _per_image(done, "encoder"),
         "restarts": _restarts(done),
         "optimization": _per_image(done, "optimization"),
         "hooks": _own_hooks(done),

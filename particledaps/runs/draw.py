@@ -7,19 +7,9 @@ from pathlib import Path
 import torch
 
 from particledaps.diffusion.solvers import Solver
-from particledaps.paths.schedules import edm_path
+from particledaps.particles.prior_draws import draw_latents
 from particledaps.priors.prior import Prior
 from particledaps.reports.pictures import contact_sheet, save_png
-from particledaps.streams import stream
-
-SIGMA_MAX, SIGMA_MIN = 40.0, 0.01
-
-
-def largest_sigma(prior: Prior) -> float:
-    """Where the ODE begins: the largest sigma that the network was trained at, where it says so, and at most 40."""
-    parts = prior.denoiser.modules() if isinstance(prior.denoiser, torch.nn.Module) else [prior.denoiser]
-    known = (getattr(getattr(part, "noise", None), "sigma_max", None) for part in parts)  # also within a guided one
-    return min([SIGMA_MAX, *(sigma for sigma in known if sigma is not None)])
 
 
 def draw(
@@ -40,15 +30,7 @@ def draw(
         device: of the prior.
         solver: None: Heun, two network calls a step.
     """
-    generators = [stream(seed, i, "generate") for i in range(count)]
-
-    def normal() -> torch.Tensor:
-        return torch.stack([torch.randn(prior.latent_shape, generator=g) for g in generators]).to(device)
-
-    first, chosen = largest_sigma(prior), solver or Solver("heun")
-    with torch.no_grad():
-        path = edm_path(num_steps, first, SIGMA_MIN)
-        z = chosen.solve(prior.denoiser, first * normal(), path, normal, prior.parts)
+    z = draw_latents(prior, count, seed, num_steps, device, solver)
     return prior.decode(z).clamp(-1, 1).cpu()
 
 

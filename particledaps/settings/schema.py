@@ -84,8 +84,10 @@ class ChainConfig:
     """The MCMC chain of each level; a null takes the value of ``task.mcmc.<model.family>``.
 
     Attributes:
-        kernel: ``langevin`` (unadjusted), ``hmc`` (the under-damped form of DAPS) or ``mh`` (random walk).
-        num_steps: steps a level, one decoder call with gradient each (``mh``: two without).
+        kernel: ``langevin`` (unadjusted), ``hmc`` (the under-damped form of DAPS), ``mh`` (random walk), or, for linear
+            tasks in pixels, ``cg``: one exact draw a level by conjugate gradients.
+        num_steps: steps a level, one decoder call with gradient each (``mh``: two without; in pixels none); of ``cg``
+            at most.
         step_size: of the first level.
         step_size_min_ratio: the step size falls linearly over the levels to this fraction.
         momentum: of ``hmc``, in [0, 1); 0 is Langevin.
@@ -94,6 +96,10 @@ class ChainConfig:
         prior_sigma: sigma at which ``exact`` evaluates the prior's score.
         curvature_limit: lower each particle's step size to this multiple of 1 / (its largest curvature, estimated);
             null: off.
+        space: where the chain runs: ``latent``, or ``pixel``: on the decoded clean estimate, a step of which costs no
+            decoder call; the encoder brings it back.
+        covariance: of the clean estimate: ``sigma`` for ``sigma^2`` of every element (DAPS), or ``measured``, per
+            frequency band, around the posterior mean D(z; sigma), which then takes the place of the ODE.
     """
 
     kernel: str | None = None
@@ -105,6 +111,8 @@ class ChainConfig:
     prior: str = "gaussian"
     prior_sigma: float = 0.01
     curvature_limit: float | None = None
+    space: str = field(default="latent", metadata=facts(neutral="latent"))
+    covariance: str = field(default="sigma", metadata=facts(neutral="sigma"))
 
 
 @dataclass

@@ -29,6 +29,7 @@ TASK_KINDS = (*OPERATORS, "custom")
 ON_ERROR = ("continue", "stop")
 SPLITS = ("test", "validation", "train")
 PRIOR_TERMS = ("gaussian", "exact")
+SPACES, COVARIANCES = ("latent", "pixel"), ("sigma", "measured")
 TIMESTEP_MAPS = ("native", "vp")
 
 
@@ -156,7 +157,12 @@ def check_loop(annealing: AnnealingSettings, ode: OdeSettings, compat: CompatSet
 
 def check_chain(chain: ChainConfig, checks: Checks) -> None:
     """Report what no MCMC chain could run with."""
-    checks.choice("sampler.mcmc.kernel", chain.kernel, KERNELS)
+    checks.choice("sampler.mcmc.kernel", chain.kernel, (*KERNELS, "cg"))
+    checks.require(
+        chain.kernel != "cg" or chain.space == "pixel",
+        "sampler.mcmc.kernel=cg: draws exactly where the target is Gaussian, which it is in pixels only; add "
+        "sampler.mcmc.space=pixel",
+    )
     checks.choice("sampler.mcmc.prior", chain.prior, PRIOR_TERMS)
     checks.number("sampler.mcmc.num_steps", chain.num_steps, 1, 1_000_000)
     checks.number("sampler.mcmc.step_size", chain.step_size, 0, open_low=True)
@@ -169,4 +175,20 @@ def check_chain(chain: ChainConfig, checks: Checks) -> None:
     checks.require(
         not (chain.kernel == "mh" and chain.prior == "exact"),
         "sampler.mcmc.kernel=mh: needs a potential, which sampler.mcmc.prior=exact does not have; use prior=gaussian",
+    )
+    checks.choice("sampler.mcmc.space", chain.space, SPACES)
+    checks.choice("sampler.mcmc.covariance", chain.covariance, COVARIANCES)
+    for name, plain in (("space", "latent"), ("covariance", "sigma")):
+        checks.require(
+            chain.prior != "exact" or getattr(chain, name) == plain,
+            f"sampler.mcmc.prior=exact: takes the prior's score in latents, beside sampler.mcmc.{name}={plain} only",
+        )
+
+
+def check_clamp(chain: ChainConfig, compat: CompatSettings, checks: Checks) -> None:
+    """Report a clamp of gradients that the chain does not have."""
+    checks.require(
+        compat.gradient_clamp is None or chain.space == "latent",
+        f"compat.gradient_clamp={compat.gradient_clamp}: clamps gradients in latents; a chain in pixels has none "
+        "(compat.gradient_clamp=null)",
     )

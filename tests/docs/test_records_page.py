@@ -91,6 +91,7 @@ def files(tiny_prior, image_folder, tmp_path_factory):  # noqa: F811
             "start_restarts=4",
         ),
         "lineages": (*images, *lineages, "hooks=[page_hook:Count]"),
+        "pixels": (*images, "sampler.mcmc.space=pixel", "sampler.mcmc.covariance=measured"),
         "given": (f"data.measurement={folder}/plain/floats/00000.npz",),
     }
     try:

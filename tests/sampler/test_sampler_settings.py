@@ -26,6 +26,7 @@ from sampler_support import (
 import sampler
 from particledaps.diffusion.mcmc import ChainSettings
 from particledaps.particles.data_term import DataTerm
+from particledaps.particles.local_posterior import local_posterior
 from particledaps.paths.schedules import edm_path
 from particledaps.streams import ParticleStreams
 from sampler import LatentDAPS
@@ -59,7 +60,7 @@ def test_potential_of_the_local_target_belongs_to_its_gradient(half):
     state = dataclasses.replace(state, **{n: latent(normal(3, 3, seed=i)) for i, n in enumerate(("z", "z0_hat"))})
     prior, operator = problem()
     term = DataTerm(prior, operator, measurement().expand(3, 2))
-    target = sampler.local_posterior(term, prior, state, run_settings)
+    target = local_posterior(term, state.z0_hat, state.sigma**2, run_settings.likelihood)
     x, direction = latent(normal(3, 3, seed=5)), latent(normal(3, 3, seed=6))
     difference = (target(x + direction, False).potential - target(x - direction, False).potential) / 2
     slope = (target(x, True).gradient * direction).flatten(1).sum(1)
@@ -69,7 +70,7 @@ def test_potential_of_the_local_target_belongs_to_its_gradient(half):
 
 def test_chain_noise_comes_from_a_stream_per_purpose_and_level():
     state, streams, cpu = full_state(), ParticleStreams(0, 0), torch.device("cpu")
-    normal_draw, uniform_draw = sampler.chain_noise(state, 3)
+    normal_draw, uniform_draw = sampler.chain_noise(state, 3, state.z)
     proposals = streams.generators(state.ids, "mcmc", 3, cpu)
     deciders = streams.generators(state.ids, "accept", 3, cpu)
     for _ in range(2):

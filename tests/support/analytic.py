@@ -96,14 +96,14 @@ class ImpulseStreams:
         return noise
 
 
-def stream_chain_noise(state, level):
+def stream_chain_noise(state, level, like):
     """A stand-in for ``sampler.chain_noise`` that draws a whole batch at once from ``state.streams``."""
 
     def draw():
-        return state.streams.normal(state.ids, "mcmc", level, state.z)
+        return state.streams.normal(state.ids, "mcmc", level, like)
 
     def draw_uniform():
-        return torch.rand(len(state), generator=state.streams.generator, dtype=state.z.dtype)
+        return torch.rand(len(state), generator=state.streams.generator, dtype=like.dtype)
 
     return draw, draw_uniform
 
