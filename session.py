@@ -14,7 +14,7 @@ from particledaps.runs.calls import Calls, count_calls
 from particledaps.runs.finished import Missing, report
 from particledaps.runs.folder import RunFolder
 from particledaps.runs.pending import Pending
-from particledaps.runs.problems import Inputs, noise_warning
+from particledaps.runs.problems import Inputs, noise_line
 from particledaps.runs.progress import RunProgress
 from particledaps.runs.reconstruct import ReconstructionSettings, Reconstructor, skipped_record
 from particledaps.runs.resume import SumsOf, check_weights, folder_ids, is_finished, other_environment, set_stale_aside
@@ -131,7 +131,7 @@ def work_on(pending: Pending, folder: RunFolder, reconstructor: Reconstructor) -
                 leave(pending, f"left out: {shown(str(error))}", reconstructor)
                 folder.save(skipped_record(pending, str(error)))
                 return
-            say(noise_warning(problem))
+            say(noise_line(problem))
             reconstructor.run(problem)
 
 

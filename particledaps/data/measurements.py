@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 FORM, ORIGIN = "measurement", "origin"
 """Arrays with which a file says its own convention; what a run saves has them."""
+SYMMETRISED = 1e-5
+"""Noise of so little of the measurement is rounding."""
 SAVED = ("estimates", "truth", "particle_ids", FORM, ORIGIN)
 """Further arrays of the files that a run saves."""
 
@@ -168,10 +170,31 @@ def centred_amplitudes(
     Raises:
         DataError: no image in [0, 1] can have them; with the convention that they look like.
     """
-    found = magnitudes.doubt(y, image_shape, task.noise_sigma, convention)
+    sigma = 0.0 if isinstance(task.noise_sigma, str) else task.noise_sigma  # auto: what the pairs show
+    found = magnitudes.doubt(y, image_shape, sigma, convention)
     if found is not None:
         raise DataError(f"data.measurement, image {image_id}: {explain(found, convention, y.shape[-2:])}")
     return magnitudes.to_centred_amplitude(y, convention)
+
+
+def with_its_noise(operator: Operator, y: torch.Tensor, image_id: int) -> Operator:
+    """The operator with the noise level that its measurement ``y`` ``(1, ...)`` shows (``task.noise_sigma=auto``).
+
+    Raises:
+        DataError: it shows none.
+    """
+    found = operator.estimated_noise_sigma(y)
+    if found is None:
+        raise DataError(
+            f"task.noise_sigma=auto: image {image_id}: nothing in a measurement of {operator.name} shows its noise; "
+            "say task.noise_sigma=NUMBER"
+        )
+    if found.item() <= SYMMETRISED * y.square().mean().sqrt().item():
+        raise DataError(
+            f"task.noise_sigma=auto: image {image_id}: conjugate entries are equal to rounding, as in a measurement "
+            "that was symmetrised, so that half of its entries tell nothing; say task.noise_sigma=NUMBER"
+        )
+    return operator.with_noise(found.item())
 
 
 def explain(doubt: Doubt, given: Convention, size: tuple[int, int]) -> str:

@@ -75,6 +75,9 @@ class MeasuredPart(Operator):
     def with_part(self, part: torch.Tensor) -> MeasuredPart:
         return type(self)(self.operator.with_part(part), self.measured)
 
+    def with_noise(self, noise_sigma: float) -> MeasuredPart:
+        return type(self)(self.operator.with_noise(noise_sigma), self.measured)
+
     def measurement_shape(self, image_shape: tuple[int, int, int]) -> tuple[int, ...]:
         return self.operator.measurement_shape(image_shape)
 

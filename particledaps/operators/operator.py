@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from copy import copy
 from typing import NamedTuple
 
 import torch
@@ -83,6 +84,16 @@ class Operator(ABC):
             ValueError: the part has a wrong shape or wrong values, or the operator has none.
         """
         raise ValueError(f"{self.name} has no random part")
+
+    def with_noise(self, noise_sigma: float) -> Operator:
+        """The same operator for a measurement of another noise level.
+
+        Raises:
+            ValueError: it is not positive.
+        """
+        other = copy(self)
+        other.noise_sigma = check_noise(noise_sigma)
+        return other
 
     def picture(self, y: torch.Tensor) -> torch.Tensor | None:
         """One measurement as an image ``(C, h, w)`` in [-1, 1] to look at; None where it is no image."""

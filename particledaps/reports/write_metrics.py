@@ -11,6 +11,7 @@ from particledaps.evaluation.thresholds import THRESHOLDS
 from particledaps.reports.comparison import estimate
 from particledaps.settings.environment import git_commit, versions
 from particledaps.settings.fingerprint import config_sha256
+from particledaps.settings.schema import AUTO
 
 SCHEMA = 1
 METRICS = ("psnr", "ssim", "lpips")
@@ -75,7 +76,7 @@ def metadata(done: list[Record], config: dict[str, Any]) -> dict[str, Any]:
             "measurement_range": MEASUREMENT_RANGES.get(kind, "images in [-1, 1]"),
             "loss": "sum of squared residuals over every entry of y",
             "tau": done[-1]["tau"] if done else None,
-            "noise_sigma": None if kind == "custom" else task["noise_sigma"],  # a custom operator has its own
+            "noise_sigma": None if kind == "custom" or task["noise_sigma"] == AUTO else task["noise_sigma"],
             "oversample": task["oversample"] if kind == "phase_retrieval" else None,
             "compat": config["compat"],
         },

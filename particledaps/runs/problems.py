@@ -21,6 +21,7 @@ from particledaps.data.measurements import (
     gaps_told,
     load_measurements,
     unread_arrays,
+    with_its_noise,
 )
 from particledaps.data.sources import Source, arrays_sha256
 from particledaps.operators.measured import leave_out
@@ -29,7 +30,7 @@ from particledaps.priors.prior import Prior
 from particledaps.runs.pending import Pending
 from particledaps.runs.result import Problem
 from particledaps.settings.custom import check_custom_operator
-from particledaps.settings.schema import DataSettings, TaskSettings
+from particledaps.settings.schema import AUTO, DataSettings, TaskSettings
 from particledaps.settings.tasks import measurement_shape, operator_of_image, operators_of_measurements
 from particledaps.streams import measurement_generator
 
@@ -118,6 +119,8 @@ class Inputs:
             if convention is not None:
                 y = centred_amplitudes(y, image_id, convention, self.prior.image_shape, task)
             bound, y = leave_out(own, y)
+            if task.noise_sigma == AUTO:
+                bound = with_its_noise(bound, y[None], image_id)
             check_magnitude(bound, y[None], image_id, self.prior.image_shape)
             return Problem(image_id, source.name, "measured", bound, y[None], None, source)
 
@@ -166,10 +169,12 @@ def _check_some(found: Sequence[Pending], on_error: str) -> None:
         raise DataError(f"{first}{rest}")
 
 
-def noise_warning(problem: Problem) -> str | None:
-    """Does a measurement reveal another noise level than the configured one?"""
+def noise_line(problem: Problem) -> str | None:
+    """What a measurement shows of its noise, where that is what counts, or not what the configuration says."""
     operator = problem.operator
     found = operator.estimated_noise_sigma(problem.y)
+    if found is not None and found.item() == operator.noise_sigma:
+        return f"{problem.title}: noise_sigma={operator.noise_sigma:.3g}, as the measurement shows it"
     if found is None or abs(found.item() / operator.noise_sigma - 1) <= NOISE_TOLERANCE:
         return None
     return (

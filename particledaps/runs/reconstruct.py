@@ -237,6 +237,7 @@ class Reconstructor:
             **self._quality(result),
             "measurement": {
                 "loss": loss,
+                "noise_sigma": problem.operator.noise_sigma,
                 "noise_floor": floor_mean,
                 "noise_floor_std": floor.std.item(),
                 "excess": [value - floor_mean for value in loss],

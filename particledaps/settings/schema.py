@@ -15,6 +15,10 @@ from particledaps.settings.keys import facts
 FOLDER_KINDS = ("ldm", "adm", "diffusers")
 
 
+AUTO = "auto"
+"""``task.noise_sigma`` of measurements that tell it themselves."""
+
+
 @dataclass
 class DataSettings:
     """Images to reconstruct.
@@ -126,7 +130,8 @@ class TaskSettings:
         options: handed to the factory; for the other kinds the parameters of the operator
             (:mod:`particledaps.settings.tasks`).
         oversample: padding of phase retrieval in eighths of the side.
-        noise_sigma: standard deviation of the measurement noise; of phase retrieval that of the amplitudes.
+        noise_sigma: standard deviation of the measurement noise; of phase retrieval that of the amplitudes. ``auto``:
+            as each given measurement shows it (conjugate pairs; pixels that a mask leaves out).
         measurement: what a given phase-retrieval file holds: ``amplitude``, or ``intensity`` (squared amplitudes).
         origin: where its frequency 0 is: ``centre``, or ``corner`` (the order of ``fft2``).
         mcmc: MCMC values per prior family.
@@ -136,7 +141,7 @@ class TaskSettings:
     target: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
     oversample: float = 2.0
-    noise_sigma: float = 0.05
+    noise_sigma: int | float | str = 0.05
     measurement: str = field(default="amplitude", metadata=facts(neutral="amplitude"))
     origin: str = field(default="centre", metadata=facts(neutral="centre"))
     mcmc: dict[str, ChainConfig] = field(default_factory=dict, metadata=facts(always=("pixel", "ldm", "cats64")))
@@ -222,7 +227,8 @@ class CompatSettings:
     ratio_counts_end: bool = False
 
 
-def operator_arguments(task: TaskSettings) -> dict[str, float]:
+def operator_arguments(task: TaskSettings) -> dict[str, Any]:
     """Arguments of the operator that have keys of their own beside ``task.options``."""
     padding = {"oversample": task.oversample} if task.kind == "phase_retrieval" else {}
-    return {**padding, "noise_sigma": task.noise_sigma}
+    noise = {} if task.noise_sigma == AUTO else {"noise_sigma": task.noise_sigma}
+    return {**padding, **noise}

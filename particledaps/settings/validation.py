@@ -10,6 +10,7 @@ from particledaps.paths.schedules import ENDS, PATHS
 from particledaps.priors.asked_conditions import interval_fault
 from particledaps.settings.device import DEVICES
 from particledaps.settings.schema import (
+    AUTO,
     FOLDER_KINDS,
     AnnealingSettings,
     ChainConfig,
@@ -82,14 +83,27 @@ def check_task(task: TaskSettings, data: DataSettings, checks: Checks) -> None:
     checks.choice("task.kind", task.kind, TASK_KINDS)
     checks.require(task.kind != "custom" or bool(task.target), "task.target is not set: package.module:factory")
     checks.number("task.oversample", task.oversample, 0, 64, open_low=True)
-    checks.number("task.noise_sigma", task.noise_sigma, 0, open_low=True)
-    checks.require(
-        task.kind != "custom" or task.noise_sigma == TaskSettings().noise_sigma,
-        f"task.noise_sigma={task.noise_sigma:g}: a custom operator has its own; if its factory takes it, "
-        f"+task.options.noise_sigma={task.noise_sigma:g}",
-    )
+    _check_noise(data, task, checks)
     if task.kind in OPERATORS:
         check_options(task.kind, task.options, operator_arguments(task), checks)
+
+
+def _check_noise(data: DataSettings, task: TaskSettings, checks: Checks) -> None:
+    sigma = task.noise_sigma
+    if sigma == AUTO:
+        checks.require(
+            data.measurement is not None,
+            "task.noise_sigma=auto: is read off a given measurement; to simulate one say task.noise_sigma=NUMBER",
+        )
+    elif isinstance(sigma, str):
+        checks.require(False, f"task.noise_sigma={sigma}: must be a number greater than 0, or auto")
+    else:
+        checks.number("task.noise_sigma", sigma, 0, open_low=True)
+    checks.require(
+        task.kind != "custom" or sigma == TaskSettings().noise_sigma,
+        f"task.noise_sigma={sigma}: a custom operator has its own; if its factory takes it, "
+        f"+task.options.noise_sigma={sigma}",
+    )
 
 
 def _check_convention(data: DataSettings, task: TaskSettings, checks: Checks) -> None:

@@ -65,6 +65,8 @@ VALUES = {
     "no particles": (["num_samples=0"], "num_samples=0", "at least 1"),
     "negative sigma": (["sampler.annealing.sigma_min=-0.1"], "sampler.annealing.sigma_min=-0.1", "greater than 0"),
     "infinite sigma": (["sampler.annealing.sigma_max=inf"], "sampler.annealing.sigma_max=inf", "greater than 0"),
+    "no noise": (["task.noise_sigma=little"], "task.noise_sigma=little: must be a number greater than 0, or auto"),
+    "whose noise": (["task.noise_sigma=auto"], "task.noise_sigma=auto: is read off a given measurement"),
     "not a number": (["task.noise_sigma=nan"], "task.noise_sigma=nan", "greater than 0"),
     "sigmas swapped": (["sampler.annealing.sigma_max=0.05"], "sigma_max=0.05", "exceed sigma_min=0.1"),
     "ODE ends above": (["sampler.ode.sigma_min=0.5"], "sampler.ode.sigma_min=0.5", "below", "0.1"),

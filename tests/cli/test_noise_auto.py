@@ -1,0 +1,101 @@
+"""``task.noise_sigma=auto``: the noise of each measurement as it shows it itself."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from analytic import normal
+
+from particledaps.checks import DataError
+from particledaps.data.measurements import with_its_noise
+from particledaps.operators.gaussian_blur import GaussianBlur
+from particledaps.operators.inpainting import RandomInpainting
+from particledaps.operators.measured import leave_out
+from particledaps.operators.phase_retrieval import PhaseRetrieval, mirror_frequencies
+
+IMAGE = (0.5 * normal(1, 3, 64, 64, dtype=torch.float32)).clamp(-1, 1)
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("sigma", [0.01, 0.03, 0.05, 0.1, 0.2])
+@pytest.mark.parametrize("gaps", [False, True])
+def test_conjugate_pairs_tell_the_noise(sigma, gaps):
+    truth = PhaseRetrieval(noise_sigma=sigma)
+    y = truth.measure(IMAGE, generator())
+    if gaps:
+        y[..., 40:50, :] = torch.nan
+    operator, filled = leave_out(PhaseRetrieval(), y[0])  # built with another value
+    found = with_its_noise(operator, filled[None], 0)
+    assert found.noise_sigma == pytest.approx(sigma, rel=0.02)  # 13 800 pairs: 0.6 %
+    own = leave_out(truth, y[0])[0].noise_floor(filled[None]).mean
+    torch.testing.assert_close(found.noise_floor(filled[None]).mean, own, rtol=0.03, atol=0)
+
+
+def test_the_floor_at_the_truth_is_the_loss_at_the_truth():
+    y = PhaseRetrieval(noise_sigma=0.13).measure(IMAGE, generator(1))
+    operator = with_its_noise(PhaseRetrieval(), y, 0)
+    floor = operator.noise_floor(y)
+    assert abs(operator.loss(IMAGE, y) - floor.mean) < 4 * floor.std
+
+
+@pytest.mark.parametrize("sigma", [0.02, 0.2])
+def test_pixels_that_a_mask_leaves_out_tell_the_noise(sigma):
+    drawn = RandomInpainting(noise_sigma=sigma).for_image((3, 64, 64), generator())
+    y = drawn.measure(IMAGE, generator(2))
+    found = with_its_noise(drawn.with_noise(0.05), y, 0)
+    assert found.noise_sigma == pytest.approx(sigma, rel=0.03)
+    gappy = y[0].clone()
+    gappy[:, :5] = torch.nan
+    operator, filled = leave_out(drawn.with_noise(0.05), gappy)
+    own = with_its_noise(operator, filled[None], 0)
+    assert own.noise_sigma == pytest.approx(sigma, rel=0.03)
+    assert own.noise_floor(filled[None]).mean == pytest.approx(
+        leave_out(drawn, gappy)[0].noise_floor(filled[None]).mean.item(), rel=0.03
+    )
+
+
+def test_what_tells_no_noise_is_refused():
+    blur = GaussianBlur()
+    with pytest.raises(DataError, match="image 7: nothing in a measurement of gaussian_blur shows its noise"):
+        with_its_noise(blur, blur.measure(IMAGE, generator()), 7)
+    y = torch.fft.ifftshift(PhaseRetrieval().measure(IMAGE, generator()), dim=(-2, -1))
+    symmetrised = torch.fft.fftshift((y + mirror_frequencies(y)) / 2, dim=(-2, -1))
+    with pytest.raises(DataError, match="equal to rounding, as in a measurement that was symmetrised"):
+        with_its_noise(PhaseRetrieval(), symmetrised, 0)
+
+
+def measurement_of(folder):
+    return json.loads((folder / "metrics.json").read_text())["measurement"]["per_image"][0]
+
+
+@pytest.mark.parametrize("sigma", [0.02, 0.15])
+def test_a_run_takes_the_noise_from_the_file(tiny_run, sigma):
+    assert tiny_run("data.end_id=1", "name=source", f"task.noise_sigma={sigma}").status == 0
+    source = tiny_run.save_dir / "source"
+    given = ("data.dir=null", f"data.measurement={source / 'floats' / '00000.npz'}", "task.noise_sigma=auto")
+    outcome = tiny_run(*given)
+    assert outcome.status == 0, outcome.err
+    found, configured = measurement_of(tiny_run.folder), measurement_of(source)
+    assert found["noise_sigma"] == pytest.approx(sigma, rel=0.1)  # 864 pairs
+    assert configured["noise_sigma"] == sigma
+    assert found["noise_floor"] == pytest.approx(configured["noise_floor"], rel=0.1)
+    assert f"noise_sigma={found['noise_sigma']:.3g}, as the measurement shows it" in outcome.out
+    metadata = json.loads((tiny_run.folder / "metrics.json").read_text())["metadata"]
+    assert metadata["conventions"]["noise_sigma"] is None
+
+
+def test_a_whole_number_is_a_noise_level(tiny_run):
+    assert tiny_run("data.end_id=1", "task.noise_sigma=1").status == 0
+    assert measurement_of(tiny_run.folder)["noise_sigma"] == 1
+
+
+def test_a_file_that_tells_no_noise_ends_before_any_work(tiny_run, tmp_path, sampled):
+    np.savez(tmp_path / "y.npz", y=np.zeros((1, 3, 16, 16), np.float32))
+    given = ("data.dir=null", f"data.measurement={tmp_path / 'y.npz'}", "task=gaussian_blur", "task.noise_sigma=auto")
+    outcome = tiny_run(*given)
+    assert outcome.status == 2 and sampled == []
+    assert "shows its noise" in outcome.err and "task.noise_sigma=NUMBER" in outcome.err
