@@ -72,6 +72,8 @@ class RunSettings(HookKeys):
         precision: ``float32``; or ``bfloat16`` or ``float16`` inside the networks.
         selection_rule: how the answer is chosen without the truth, see :mod:`particledaps.evaluation.selection`;
             ``posterior`` takes tau from ``optimization_tau``.
+        selection_margin: of ``selection_rule=fresh2``: the first particle is the answer unless the data loss of a later
+            one is lower by more than this.
         decode_batch: decode and differentiate at most this many particles at once, to save memory; null: all.
         save_trajectory: write the trajectory figures.
         hooks: hooks of your own: ``package.module:Name``, or ``{target: ..., options: {...}}``.
@@ -88,6 +90,7 @@ class RunSettings(HookKeys):
     gpu: int = field(default=0, metadata=facts(identity=False))
     precision: str = "float32"
     selection_rule: str = "loss"
+    selection_margin: float = field(default=0.0, metadata=facts(neutral=0.0))
     decode_batch: int | None = None
     save_trajectory: bool = field(default=True, metadata=facts(identity=False))
     hooks: list[Any] = field(default_factory=list, metadata=facts(neutral=[]))
@@ -142,6 +145,11 @@ def validate(settings: RunSettings) -> None:
     validation.check_particles(settings.num_samples, settings.particle_ids, checks)
     validation.check_machine(settings.device, settings.gpu, settings.precision, settings.decode_batch, checks)
     checks.choice("selection_rule", settings.selection_rule, RULES)
+    checks.number("selection_margin", settings.selection_margin, 0)
+    checks.require(
+        settings.selection_margin == 0 or settings.selection_rule == "fresh2",
+        f"selection_margin={settings.selection_margin:g}: only selection_rule=fresh2 has one",
+    )
     checks.number("seed", settings.seed, 0)
     check_hooks(settings, settings.num_samples, checks)
     check_own_hooks(settings.hooks, checks)

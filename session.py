@@ -90,7 +90,13 @@ def prepare(settings: RunSettings, operator: Operator, folder: RunFolder, device
         Evaluator(operator.symmetries(), lpips, operator.channel_symmetries),
         folder,
         ReconstructionSettings(
-            settings.seed, particles, device, weights, settings.selection_rule, settings.save_trajectory
+            settings.seed,
+            particles,
+            device,
+            weights,
+            settings.selection_rule,
+            settings.save_trajectory,
+            settings.selection_margin,
         ),
         calls,
     )

@@ -6,6 +6,8 @@ Rules, all "lower is better":
 - ``high_snr``: the data loss over the entries of y that stand clear of the noise.
 - ``plausibility``: the prior's denoising loss, of the more plausible twin.
 - ``posterior``: :math:`L / 2 \tau^2 - \log p(x)` in nats, the second term from the denoising losses.
+- ``fresh2``: the first particle, unless the data loss of a later one is lower by more than a margin (the two chains of
+  github.com/Cheng-HanHuang/pr_diffusion).
 
 Whatever the rule, the chosen particle is then turned the way that the prior finds most plausible: the measurement
 cannot tell an image from its twin.
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from particledaps.operators.operator import Operator, Symmetry
     from particledaps.priors.prior import Prior
 
-RULES = ("loss", "high_snr", "plausibility", "posterior")
+RULES = ("loss", "high_snr", "plausibility", "posterior", "fresh2")
 
 
 @dataclass(frozen=True)
@@ -38,12 +40,14 @@ class Candidates:
         y: ``(1, ...)`` the measurement.
         tau: standard deviation of the likelihood in ``posterior``: the noise, or more where the decoder cannot
             represent the truth; None: the operator's noise.
+        margin: by how much a later particle's data loss must be lower in ``fresh2``.
     """
 
     images: torch.Tensor
     loss: torch.Tensor
     y: torch.Tensor
     tau: float | None = None
+    margin: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ def select(prior: Prior, operator: Operator, candidates: Candidates, rule: str =
     """
     symmetries = operator.symmetries()
     scores = score_candidates(prior, operator, candidates, rule)
-    index = int(scores.argmin())
+    index = first_unless_lower(scores, candidates.margin) if rule == "fresh2" else int(scores.argmin())
     plausibility = twin_plausibility(prior, candidates.images[index : index + 1], symmetries)[:, 0].tolist()
     names = [s.name for s in symmetries]
     best = min(range(len(names)), key=plausibility.__getitem__)
@@ -90,7 +94,7 @@ def score_candidates(prior: Prior, operator: Operator, candidates: Candidates, r
     Raises:
         ValueError: there is no such rule.
     """
-    if rule == "loss":
+    if rule in ("loss", "fresh2"):
         return candidates.loss
     if rule == "high_snr":
         return operator.high_snr_loss(candidates.images, candidates.y)
@@ -101,6 +105,20 @@ def score_candidates(prior: Prior, operator: Operator, candidates: Candidates, r
         return plausibility
     tau = operator.noise_sigma if candidates.tau is None else candidates.tau
     return posterior_energy(prior, plausibility, candidates.loss, tau)
+
+
+def first_unless_lower(losses: torch.Tensor, margin: float) -> int:
+    """The first of ``losses`` ``(P,)``, unless a later one is lower than what was kept by more than ``margin``.
+
+    Example:
+        >>> first_unless_lower(torch.tensor([70.0, 69.5, 68.0, 67.9]), margin=0.7)
+        2
+    """
+    kept = 0
+    for index, loss in enumerate(losses.tolist()):
+        if loss < losses[kept].item() - margin:
+            kept = index
+    return kept
 
 
 def twin_plausibility(prior: Prior, x: torch.Tensor, symmetries: Sequence[Symmetry]) -> torch.Tensor:

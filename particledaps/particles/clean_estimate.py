@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
 from particledaps.diffusion.covariance import CovarianceTable, band_matrices
 from particledaps.diffusion.solvers import Solver
 from particledaps.particles.prior_draws import draw_latents
-from particledaps.priors.prior import Prior
 from particledaps.streams import stream
+
+if TYPE_CHECKING:
+    from particledaps.priors.prior import Prior
 
 NUM_DRAWS, NUM_STEPS = 16, 12
 NUM_LEVELS, SEED = 16, 0

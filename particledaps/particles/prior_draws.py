@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
 from particledaps.diffusion.solvers import Solver
 from particledaps.paths.schedules import edm_path
-from particledaps.priors.prior import Prior
 from particledaps.streams import stream
+
+if TYPE_CHECKING:
+    from particledaps.priors.prior import Prior
 
 SIGMA_MAX, SIGMA_MIN = 40.0, 0.01
 

@@ -229,6 +229,7 @@ def _timing(done: list[Record]) -> dict[str, Any]:
     return {
         "total_seconds": sum(r["timing"]["seconds"] for r in done),
         "per_image_seconds": [r["timing"]["seconds"] for r in done],
+        "per_image_cpu_seconds": [r["timing"].get("cpu_seconds") for r in done],  # older records lack it
         "per_image_calls": [r["timing"].get("calls") for r in done],
         "per_step_seconds": [mean([s for s in column if s is not None]) for column in zip_longest(*steps)],
         "phases": phases or {"sampling": {"seconds": 0.0, "steps": 0}},

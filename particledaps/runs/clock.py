@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 
 from particledaps.particles.state import Hook, Info, State
 from particledaps.settings.device import synchronise
+
+
+class Seconds(NamedTuple):
+    """Seconds on the wall, and those that this process and its children spent computing, on all threads together."""
+
+    wall: float
+    cpu: float
+
+    @classmethod
+    def now(cls) -> Seconds:
+        """From some beginning."""
+        return cls(time.perf_counter(), sum(os.times()[:4]))
+
+    def until_now(self) -> Seconds:
+        """What went by since then."""
+        now = self.now()
+        return Seconds(now.wall - self.wall, now.cpu - self.cpu)
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ from particledaps.operators.phase_retrieval import PhaseRetrieval
 from particledaps.particles.state import Info, State
 from particledaps.reports.write_metrics import ALIGNMENTS, Record
 from particledaps.runs.calls import Calls
-from particledaps.runs.clock import ClockHook, PhaseClock
+from particledaps.runs.clock import ClockHook, PhaseClock, Seconds
 from particledaps.runs.drawing import draw_result
 from particledaps.runs.folder import RunFolder
 from particledaps.runs.method import Method
@@ -51,6 +50,7 @@ class ReconstructionSettings:
         prior_sha256: of the prior's weights, for the record.
         selection_rule: how the answer is chosen, see :data:`particledaps.evaluation.selection.RULES`.
         save_trajectory: draw trajectory figures.
+        selection_margin: of ``fresh2``, see there.
     """
 
     seed: int
@@ -59,6 +59,7 @@ class ReconstructionSettings:
     prior_sha256: str
     selection_rule: str = "loss"
     save_trajectory: bool = True
+    selection_margin: float = 0.0
 
 
 class Reconstructor:
@@ -142,7 +143,7 @@ class Reconstructor:
             )
 
     def _sample(self, problem: Problem) -> Sampled:
-        clock, started = PhaseClock(self.asked.device), time.perf_counter()
+        clock, started = PhaseClock(self.asked.device), Seconds.now()
         calls_before = self.calls.copy()
         method, floor = self.method.for_operator(problem.operator), problem.operator.noise_floor(problem.y)
         trajectory, info = TrajectoryHook(method.num_levels), Info()
@@ -159,8 +160,8 @@ class Reconstructor:
 
     def _finish(self, problem: Problem, sampled: Sampled) -> tuple[Result, Record]:
         result = self._evaluate(problem, sampled.state, sampled.info)
-        seconds = time.perf_counter() - sampled.started  # without pictures
-        cost = {"seconds": seconds, "calls": self.calls.since(sampled.calls_before)}
+        spent = sampled.started.until_now()  # without pictures
+        cost = {"seconds": spent.wall, "cpu_seconds": spent.cpu, "calls": self.calls.since(sampled.calls_before)}
         sampled.clock.note_peak()
         record = self._record(result, sampled.clock, sampled.info, cost)
         return result, record | {"start": sampled.started_from, "files": None}
@@ -191,7 +192,7 @@ class Reconstructor:
         ids = state.particle_id[alive].tolist()
         selection = scores = modes = None
         if ids:
-            candidates = Candidates(images, loss, problem.y, self.method.selection_tau)
+            candidates = Candidates(images, loss, problem.y, self.method.selection_tau, self.asked.selection_margin)
             selection = select(self.method.prior, problem.operator, candidates, self.asked.selection_rule)
         if ids and problem.truth is not None:
             scores = self.evaluator(images, problem.truth)
@@ -295,7 +296,7 @@ class Sampled:
     clock: PhaseClock
     trajectory: TrajectoryHook
     started_from: dict[str, Any] | None
-    started: float
+    started: Seconds
     calls_before: Calls
 
 

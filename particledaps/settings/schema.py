@@ -230,5 +230,5 @@ class CompatSettings:
 def operator_arguments(task: TaskSettings) -> dict[str, Any]:
     """Arguments of the operator that have keys of their own beside ``task.options``."""
     padding = {"oversample": task.oversample} if task.kind == "phase_retrieval" else {}
-    noise = {} if task.noise_sigma == AUTO else {"noise_sigma": task.noise_sigma}
+    noise = {} if isinstance(task.noise_sigma, str) else {"noise_sigma": task.noise_sigma}  # auto: the default
     return {**padding, **noise}

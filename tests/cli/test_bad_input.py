@@ -108,6 +108,7 @@ VALUES = {
     "optimisation rate": (["optimization_lr=0"], "optimization_lr=0: must be greater than 0"),
     "kernel": (["sampler.mcmc.kernel=foo"], "sampler.mcmc.kernel=foo: allowed are langevin, hmc, mh, cg"),
     "mh without potential": (["sampler.mcmc.kernel=mh", "sampler.mcmc.prior=exact"], "kernel=mh", "prior=gaussian"),
+    "margin": (["selection_margin=0.5"], "selection_margin=0.5: only selection_rule=fresh2 has one"),
     "space": (["sampler.mcmc.space=fourier"], "sampler.mcmc.space=fourier: allowed are latent, pixel"),
     "covariance": (["sampler.mcmc.covariance=exact"], "sampler.mcmc.covariance=exact: allowed are sigma, measured"),
     "exact in pixels": (["sampler.mcmc.space=pixel", "sampler.mcmc.prior=exact"], "prior=exact", "space=latent only"),

@@ -162,3 +162,20 @@ def test_prior_energy_is_the_log_density_over_the_sigmas_it_sees():
 def test_an_unknown_rule_is_refused():
     with pytest.raises(ValueError, match="rule='best'"):
         choose(draws(2), [1.0, 2.0], "best")
+
+
+@pytest.mark.parametrize(
+    ("losses", "margin", "expected"),
+    [
+        ([70.0, 69.5], 0.7, 0),
+        ([70.0, 69.2], 0.7, 1),
+        ([70.0, 69.5, 69.1, 68.5], 0.7, 2),  # the third is lower than the first by 0.9, the last than it by 0.6
+        ([70.0, 69.9], 0.0, 1),
+        ([70.0, 70.0], 0.0, 0),
+        ([70.0], 5.0, 0),
+    ],
+)
+def test_fresh2_keeps_the_first_unless_a_later_one_is_lower_by_a_margin(losses, margin, expected):
+    candidates = Candidates(draws(len(losses)), torch.tensor(losses), MEASUREMENT, margin=margin)
+    chosen = select(PRIOR, PhaseRetrieval(), candidates, "fresh2")
+    assert (chosen.index, chosen.rule) == (expected, "fresh2_then_orientation")
