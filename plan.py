@@ -346,11 +346,8 @@ def build_plan(
         SettingsError, PriorError: one cannot, see its ``build``, or there is no such start.
     """
     asked = cut_hooks(settings, settings.num_samples, settings.particle_ids)
-    if loop.chain.kernel == "cg" and not operator.linear:
-        raise SettingsError(
-            f"sampler.mcmc.kernel=cg: draws exactly for linear operators, and {operator.name} is none; use hmc"
-        )
-    if resolve_chain(settings).covariance == "measured":
+    _check_kernel(loop.chain.kernel, operator)
+    if settings.sampler.mcmc.covariance == "measured":
         loop = replace(loop, covariance=measured_covariance(prior, loop.path, loop.space == "pixel", device))
     start = build_start(asked["start"], prior, operator, loop.gate_path)
     setup = Setup(prior, operator, loop.gate_path, asked, device, _first_level(asked, start, loop.gate_path))
@@ -358,6 +355,21 @@ def build_plan(
     _ = plan.built, plan.own_hooks
     _check_order(plan)
     return plan
+
+
+def _check_kernel(kernel: str, operator: Operator) -> None:
+    """Kernels that solve a level's target need an operator of their kind."""
+    from particledaps.operators.phase_retrieval import PhaseRetrieval
+
+    if kernel == "cg" and not operator.linear:
+        raise SettingsError(
+            f"sampler.mcmc.kernel=cg: draws exactly for linear operators, and {operator.name} is none; use hmc"
+        )
+    if kernel == "admm" and not isinstance(operator, PhaseRetrieval):
+        raise SettingsError(
+            f"sampler.mcmc.kernel=admm: splits amplitudes from their phases, and {operator.name} measures none; use "
+            f"{'cg' if operator.linear else 'hmc'}"
+        )
 
 
 def _first_level(asked: HooksAsked, start: WarmStart | None, path: torch.Tensor) -> int:

@@ -25,6 +25,7 @@ from particledaps.diffusion.pfode import DiffusionPFODE
 from particledaps.diffusion.score import score
 from particledaps.particles.data_term import DataTerm
 from particledaps.particles.local_posterior import Data, PixelTerm, draw_exactly, local_posterior, run_banded_chain
+from particledaps.particles.splitting import minimise_by_splitting
 from particledaps.particles.state import NUM_TIMESTEPS, Hook, Info, Start, State, Streams
 from particledaps.paths.schedules import PATHS
 
@@ -300,10 +301,13 @@ class LatentDAPS:
         data = self._data(state)
         noise = chain_noise(state, level, start)
         covariance = settings.covariance and settings.covariance.covariance(state.gate_sigma, start)
-        if chain.kernel == "cg":
+        if chain.kernel in ("cg", "admm"):
             around = covariance or WhiteCovariance(state.gate_sigma**2, start)
-            both = joint_noise(state, level, start, state.y)
-            x, loss = draw_exactly(self.operator, state.y, start, around, settings.likelihood, steps, both)
+            target = self.operator, state.y, start, around, settings.likelihood, steps
+            if chain.kernel == "cg":
+                x, loss = draw_exactly(*target, joint_noise(state, level, start, state.y))
+            else:
+                x, loss = minimise_by_splitting(*target)
         elif covariance is not None:
             x, loss = run_banded_chain(data, start, covariance, settings.likelihood, chain, *noise)
         else:

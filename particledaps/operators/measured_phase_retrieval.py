@@ -88,6 +88,10 @@ class MeasuredPhaseRetrieval(PhaseRetrieval):
         amplitude = torch.fft.rfft2(self._pad(x / 2 + 0.5), norm="ortho").abs()
         return (half.weight * clear * (amplitude - half.mean).square()).flatten(1).sum(1)
 
+    def pair_share(self, y: torch.Tensor) -> torch.Tensor:
+        """``(C, H, W // 2 + 1)``: 0 where neither entry of a pair was measured, 1/2 where one was."""
+        return self._readings(y.dtype, y.device).share
+
     def half_plane(self, y: torch.Tensor) -> HalfPlane:
         """Average the measured entries of each conjugate pair; the weight ``(C, H, W // 2 + 1)`` is their number."""
         readings = self._readings(y.dtype, y.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -110,6 +111,18 @@ class PhaseRetrieval(Operator):
         clear = half.mean > CLEAR * self.noise_sigma / 2**0.5
         amplitude = torch.fft.rfft2(self._pad(x / 2 + 0.5), norm="ortho").abs()
         return (half.weight * clear * (amplitude - half.mean).square()).flatten(1).sum(1)
+
+    def spectrum(self, x: torch.Tensor) -> torch.Tensor:
+        """Orthonormal transform of the padded image in [0, 1], in ``rfft2`` layout; its magnitudes are measured."""
+        return torch.fft.rfft2(self._pad(x / 2 + 0.5), norm="ortho")
+
+    def back_projection(self, spectrum: torch.Tensor, size: Sequence[int], shape: torch.Size) -> torch.Tensor:
+        """Adjoint of the transform: the image in [0, 1] on the support, from a half plane of ``size`` ``(H, W)``."""
+        return self._crop(torch.fft.irfft2(spectrum, s=tuple(size), norm="ortho"), shape)
+
+    def pair_share(self, y: torch.Tensor) -> torch.Tensor:
+        """Share of each pair of entries that was measured, in ``rfft2`` layout; here all of them, ``()``."""
+        return y.new_ones(())
 
     def half_plane(self, y: torch.Tensor) -> HalfPlane:
         """Average conjugate pairs of the centred full plane ``y``."""

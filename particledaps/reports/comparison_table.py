@@ -23,6 +23,12 @@ COMPARED = [("psnr_aligned", "best"), ("psnr_aligned", "mean"), ("psnr", "best")
 COMPARED += [("psnr", "selected"), ("psnr_aligned", "selected"), ("ssim_aligned", "best"), ("ssim_aligned", "mean")]
 
 
+RATIOS: dict[str, Callable[[ImageResult], float | None]] = {
+    "seconds an image, ratio": lambda i: i.seconds,
+    "CPU seconds an image, ratio": lambda i: i.cpu_seconds,
+}
+
+
 class Quantity(NamedTuple):
     """What is compared: a name with its unit, and its value of one image."""
 
@@ -85,8 +91,11 @@ def _differences(first: Run, other: Run, compared: list[Quantity]) -> list[list[
     for quantity in compared:
         a, b = ({i: quantity.of(image) for i, image in run.images.items()} for run in (first, other))
         rows.append(_difference_row(quantity.name, a, b, paired_difference(a, b)))
-    a, b = ({i: image.seconds for i, image in run.images.items()} for run in (first, other))
-    return [*rows, _difference_row("seconds an image, ratio", a, b, paired_ratio(a, b))]
+    for name, of in RATIOS.items():
+        a, b = ({i: of(image) for i, image in run.images.items()} for run in (first, other))
+        if pairs(a, b) or name.startswith("seconds"):  # older records count no CPU seconds
+            rows.append(_difference_row(name, a, b, paired_ratio(a, b)))
+    return rows
 
 
 def _difference_row(name: str, a: dict[int, float], b: dict[int, float], result: Estimate) -> list[Cell]:

@@ -49,6 +49,7 @@ class ImageResult:
         iterations: of the latent optimisation over all particles, None without it.
         source: name of its input in its data set; None in older files.
         sha256: of its input; None in older files.
+        cpu_seconds: what the process computed in that time, on all threads together; None in older files.
     """
 
     quality: dict[str, Quality]
@@ -61,6 +62,7 @@ class ImageResult:
     iterations: int | None
     source: str | None = None
     sha256: str | None = None
+    cpu_seconds: float | None = None
 
     @property
     def success(self) -> bool | None:

@@ -81,8 +81,9 @@ def _images(metrics: dict[str, Any], ids: list[int], timing: dict[str, Any]) -> 
     modes, measurement = _by_id(metrics["modes"], ids), _by_id(metrics["measurement"], ids)
     optimization, inputs = _by_id(metrics["optimization"], ids), _by_id(metrics.get("inputs"), ids)
     counted = timing.get("per_image_calls") or [None] * len(ids)
+    computed = timing.get("per_image_cpu_seconds") or [None] * len(ids)  # older records lack it
     images = {}
-    for image_id, seconds, calls in zip(ids, timing["per_image_seconds"], counted, strict=True):
+    for image_id, seconds, calls, cpu in zip(ids, timing["per_image_seconds"], counted, computed, strict=True):
         mode, fit = modes.get(image_id, {}), measurement[image_id]
         work = optimization.get(image_id)
         images[image_id] = ImageResult(
@@ -92,6 +93,7 @@ def _images(metrics: dict[str, Any], ids: list[int], timing: dict[str, Any]) -> 
             loss=[_number(v) for v in fit["loss"]],
             fingerprint=_fingerprint(fit),
             seconds=_number(seconds),
+            cpu_seconds=_number(cpu, null=True),
             calls=None if calls is None else calls["decoder_gradient"],
             iterations=None if work is None else sum(work["iterations"]),
             source=inputs.get(image_id, {}).get("name"),

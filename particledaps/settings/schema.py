@@ -89,9 +89,10 @@ class ChainConfig:
 
     Attributes:
         kernel: ``langevin`` (unadjusted), ``hmc`` (the under-damped form of DAPS), ``mh`` (random walk), or, for linear
-            tasks in pixels, ``cg``: one exact draw a level by conjugate gradients.
+            tasks in pixels, ``cg``: one exact draw a level by conjugate gradients; for phase retrieval in pixels,
+            ``admm``: the level's minimum by splitting the amplitudes from the support, not a draw.
         num_steps: steps a level, one decoder call with gradient each (``mh``: two without; in pixels none); of ``cg``
-            at most.
+            at most, of ``admm`` its steps.
         step_size: of the first level.
         step_size_min_ratio: the step size falls linearly over the levels to this fraction.
         momentum: of ``hmc``, in [0, 1); 0 is Langevin.

@@ -25,7 +25,7 @@ def text_keys(schema: type, prefix: str = "") -> Iterator[tuple[str, bool]]:
     for field in dataclasses.fields(schema):
         name, hint = prefix + field.name, hints[field.name]
         members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-        if str in members:
+        if str in members and float not in members:  # what takes numbers too is read as one where it is one
             yield name, type(None) in members
         elif isinstance(hint, type) and dataclasses.is_dataclass(hint):
             yield from text_keys(hint, f"{name}.")

@@ -30,6 +30,7 @@ TASK_KINDS = (*OPERATORS, "custom")
 ON_ERROR = ("continue", "stop")
 SPLITS = ("test", "validation", "train")
 PRIOR_TERMS = ("gaussian", "exact")
+IN_PIXELS = ("cg", "admm")
 SPACES, COVARIANCES = ("latent", "pixel"), ("sigma", "measured")
 TIMESTEP_MAPS = ("native", "vp")
 
@@ -171,11 +172,10 @@ def check_loop(annealing: AnnealingSettings, ode: OdeSettings, compat: CompatSet
 
 def check_chain(chain: ChainConfig, checks: Checks) -> None:
     """Report what no MCMC chain could run with."""
-    checks.choice("sampler.mcmc.kernel", chain.kernel, (*KERNELS, "cg"))
+    checks.choice("sampler.mcmc.kernel", chain.kernel, (*KERNELS, *IN_PIXELS))
     checks.require(
-        chain.kernel != "cg" or chain.space == "pixel",
-        "sampler.mcmc.kernel=cg: draws exactly where the target is Gaussian, which it is in pixels only; add "
-        "sampler.mcmc.space=pixel",
+        chain.kernel not in IN_PIXELS or chain.space == "pixel",
+        f"sampler.mcmc.kernel={chain.kernel}: solves for the image itself; add sampler.mcmc.space=pixel",
     )
     checks.choice("sampler.mcmc.prior", chain.prior, PRIOR_TERMS)
     checks.number("sampler.mcmc.num_steps", chain.num_steps, 1, 1_000_000)

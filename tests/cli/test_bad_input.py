@@ -106,7 +106,7 @@ VALUES = {
         "use auto",
     ),
     "optimisation rate": (["optimization_lr=0"], "optimization_lr=0: must be greater than 0"),
-    "kernel": (["sampler.mcmc.kernel=foo"], "sampler.mcmc.kernel=foo: allowed are langevin, hmc, mh, cg"),
+    "kernel": (["sampler.mcmc.kernel=foo"], "sampler.mcmc.kernel=foo: allowed are langevin, hmc, mh, cg, admm"),
     "mh without potential": (["sampler.mcmc.kernel=mh", "sampler.mcmc.prior=exact"], "kernel=mh", "prior=gaussian"),
     "margin": (["selection_margin=0.5"], "selection_margin=0.5: only selection_rule=fresh2 has one"),
     "space": (["sampler.mcmc.space=fourier"], "sampler.mcmc.space=fourier: allowed are latent, pixel"),
@@ -114,6 +114,10 @@ VALUES = {
     "exact in pixels": (["sampler.mcmc.space=pixel", "sampler.mcmc.prior=exact"], "prior=exact", "space=latent only"),
     "exact, measured": (["sampler.mcmc.covariance=measured", "sampler.mcmc.prior=exact"], "covariance=sigma only"),
     "cg in latents": (["sampler.mcmc.kernel=cg", "task=inpainting"], "kernel=cg", "add sampler.mcmc.space=pixel"),
+    "admm of pixels": (
+        ["sampler.mcmc.kernel=admm", "sampler.mcmc.space=pixel", "task=gaussian_blur"],
+        "kernel=admm: splits amplitudes from their phases, and gaussian_blur measures none; use cg",
+    ),
     "cg of magnitudes": (
         ["sampler.mcmc.kernel=cg", "sampler.mcmc.space=pixel"],
         "kernel=cg: draws exactly for linear operators, and phase_retrieval is none",

@@ -158,6 +158,7 @@ VARIANTS = {
     "langevin": ["sampler.mcmc.kernel=langevin", "sampler.mcmc.curvature_limit=0.5"],
     "exact": ["sampler.mcmc.prior=exact"],
     "cg": ["sampler.mcmc.kernel=cg", "sampler.mcmc.space=pixel", "task=gaussian_blur"],
+    "admm": ["sampler.mcmc.kernel=admm", "sampler.mcmc.space=pixel", "sampler.mcmc.covariance=measured"],
     "pixel": ["sampler.mcmc.space=pixel"],
     "measured": ["sampler.mcmc.covariance=measured"],
     "pixel, measured, mh": ["sampler.mcmc.space=pixel", "sampler.mcmc.covariance=measured", "sampler.mcmc.kernel=mh"],
