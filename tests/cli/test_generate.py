@@ -9,10 +9,11 @@ from tiny_checkpoints import checkpoints  # noqa: F401 (fixture)
 
 import generate
 from particledaps.diffusion.solvers import SOLVERS, Solver
+from particledaps.particles.prior_draws import SIGMA_MAX, largest_sigma
 from particledaps.priors.checkpoint import load_checkpoint
 from particledaps.priors.diffusers_folder import LoadOptions, open_folder
 from particledaps.priors.embedded import load_embedded
-from particledaps.runs.draw import SIGMA_MAX, draw, largest_sigma
+from particledaps.runs.draw import draw
 
 
 @pytest.fixture(scope="module")
