@@ -21,6 +21,7 @@ import restarts
 import symmetry
 from particledaps.checks import Checks, SettingsError
 from particledaps.evaluation.selection import RULES
+from particledaps.operators.phase_retrieval import PhaseRetrieval
 from particledaps.particles import own_hooks, starts
 from particledaps.particles.clean_estimate import measured_covariance
 from particledaps.particles.hook_setup import Setup
@@ -160,9 +161,7 @@ def validate(settings: RunSettings) -> None:
         own = follow_family(settings)
         validation.check_loop(own.sampler.annealing, own.sampler.ode, own.compat, checks)
         _check_last_level(own, checks)
-        chain = resolve_chain(own)
-        validation.check_chain(chain, checks)
-        validation.check_clamp(chain, own.compat, checks)
+        validation.check_chain(resolve_chain(own), own.compat, checks)
     except SettingsError as error:
         checks.problems.append(str(error))
     checks.finish()
@@ -359,8 +358,6 @@ def build_plan(
 
 def _check_kernel(kernel: str, operator: Operator) -> None:
     """Kernels that solve a level's target need an operator of their kind."""
-    from particledaps.operators.phase_retrieval import PhaseRetrieval
-
     if kernel == "cg" and not operator.linear:
         raise SettingsError(
             f"sampler.mcmc.kernel=cg: draws exactly for linear operators, and {operator.name} is none; use hmc"

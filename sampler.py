@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from particledaps.diffusion.covariance import CovarianceTable, WhiteCovariance
+from particledaps.diffusion.covariance import BandedCovariance, CovarianceTable, WhiteCovariance
 from particledaps.diffusion.levels import broadcast_sigma, per_particle, spread
 from particledaps.diffusion.mcmc import ChainSettings, Draw, run_chain
 from particledaps.diffusion.pfode import DiffusionPFODE
 from particledaps.diffusion.score import score
-from particledaps.particles.data_term import DataTerm
-from particledaps.particles.local_posterior import Data, PixelTerm, draw_exactly, local_posterior, run_banded_chain
+from particledaps.particles.data_term import DataTerm, PixelTerm
+from particledaps.particles.local_posterior import draw_exactly, local_posterior, run_banded_chain
 from particledaps.particles.splitting import minimise_by_splitting
 from particledaps.particles.state import NUM_TIMESTEPS, Hook, Info, Start, State, Streams
 from particledaps.paths.schedules import PATHS
@@ -296,35 +296,58 @@ class LatentDAPS:
         settings, prior = self.settings, self.prior
         steps = settings.chain.num_steps if state.mcmc_steps is None else state.mcmc_steps
         chain = replace(settings.chain, step_size=settings.step_size(level), num_steps=steps)
-        in_pixels, exact = settings.space == "pixel", settings.prior_term == "exact"
+        in_pixels = settings.space == "pixel"
         start = prior.decode(state.z0_hat) if in_pixels else state.z0_hat
-        data = self._data(state)
-        noise = chain_noise(state, level, start)
         covariance = settings.covariance and settings.covariance.covariance(state.gate_sigma, start)
         if chain.kernel in ("cg", "admm"):
             around = covariance or WhiteCovariance(state.gate_sigma**2, start)
-            target = self.operator, state.y, start, around, settings.likelihood, steps
-            if chain.kernel == "cg":
-                x, loss = draw_exactly(*target, joint_noise(state, level, start, state.y))
-            else:
-                x, loss = minimise_by_splitting(*target)
-        elif covariance is not None:
-            x, loss = run_banded_chain(data, start, covariance, settings.likelihood, chain, *noise)
+            x, loss = self._solve(state, level, start, around, chain)
         else:
-            centre, variance = state.z if exact else start, spread(state.sigma, state.z, prior.parts) ** 2
-            prior_score = partial(score, prior.denoiser, sigma=settings.prior_sigma) if exact else None
-            target = local_posterior(data, centre, variance, settings.likelihood, prior_score)
-            x, loss = run_chain(start, target, chain, *noise)
+            x, loss = self._chain(state, level, start, covariance, chain)
         if in_pixels and not prior.is_pixel:
             return self._encoded(state, x, info)
         if prior.redundant:  # parts that are functions of others follow them
             x = prior.encode(prior.decode(x))
         return replace(state, z0_y=x, loss=loss)
 
-    def _data(self, state: State) -> Data:
-        if self.settings.space == "pixel":
-            return PixelTerm(self.operator, state.y)
-        return DataTerm(self.prior, self.operator, state.y, self.settings.gradient_clamp)
+    def _chain(
+        self,
+        state: State,
+        level: int,
+        start: torch.Tensor,
+        covariance: BandedCovariance | None,
+        chain: ChainSettings,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where the level's chain ends, and the data losses there."""
+        settings, prior = self.settings, self.prior
+        noise = chain_noise(state, level, start)
+        data = (
+            PixelTerm(self.operator, state.y)
+            if settings.space == "pixel"
+            else DataTerm(prior, self.operator, state.y, settings.gradient_clamp)
+        )
+        if covariance is not None:
+            return run_banded_chain(data, start, covariance, settings.likelihood, chain, *noise)
+        exact = settings.prior_term == "exact"
+        centre, variance = state.z if exact else start, spread(state.sigma, state.z, prior.parts) ** 2
+        prior_score = partial(score, prior.denoiser, sigma=settings.prior_sigma) if exact else None
+        return run_chain(
+            start, local_posterior(data, centre, variance, settings.likelihood, prior_score), chain, *noise
+        )
+
+    def _solve(
+        self,
+        state: State,
+        level: int,
+        start: torch.Tensor,
+        around: WhiteCovariance | BandedCovariance,
+        chain: ChainSettings,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The level's answer without a chain, and its data losses."""
+        target = self.operator, state.y, start, around, self.settings.likelihood, chain.num_steps
+        if chain.kernel == "cg":
+            return draw_exactly(*target, joint_noise(state, level, start, state.y))
+        return minimise_by_splitting(*target)
 
     def _encoded(self, state: State, x: torch.Tensor, info: Info) -> State:
         """Back from images ``x`` to latents; how far the autoencoder moves each image is logged."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import Field, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -65,10 +65,10 @@ def plain(text: str) -> str:
 
 def type_name(hint: Any) -> str:
     """A type as a reader says it."""
-    if type(None) in get_args(hint):
-        return f"{' or '.join(type_name(a) for a in get_args(hint) if a is not type(None))}, or null"
-    if get_origin(hint) is UnionType:
-        return " or ".join(type_name(a) for a in get_args(hint) if a is not int or float not in get_args(hint))
+    if get_origin(hint) in (Union, UnionType):
+        members = get_args(hint)
+        named = [type_name(a) for a in members if a is not type(None) and not (a is int and float in members)]
+        return " or ".join(named) + (", or null" if type(None) in members else "")
     if get_origin(hint) in (list, tuple):
         return f"list of {type_name(get_args(hint)[0])}"
     if get_origin(hint) is dict:

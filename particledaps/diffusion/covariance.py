@@ -47,7 +47,8 @@ def band_of(height: int, width: int) -> torch.Tensor:
 def band_matrices(errors: torch.Tensor) -> torch.Tensor:
     """Second moments of ``errors`` ``(N, C, H, W)`` over the channels of each band, ``(bands, C, C)`` float64."""
     count, channels, height, width = errors.shape
-    coefficients = _transform(errors.double(), forward=True)
+    rows, columns = (dct_matrix(size).to(errors.device) for size in (height, width))
+    coefficients = rows @ errors.double() @ columns.mT
     products = torch.einsum("nchw,ndhw->hwcd", coefficients, coefficients).reshape(-1, channels, channels) / count
     bands = band_of(height, width).flatten().to(errors.device)
     total = products.new_zeros(int(bands.max()) + 1, channels, channels).index_add(0, bands, products)
@@ -93,14 +94,15 @@ class BandedCovariance:
         bands = band_of(height, width).to(matrices.device)
         self.variance = values.clamp(min=LEAST_VARIANCE)[bands].permute(2, 0, 1).to(like)
         self._axes = axes[bands].to(like)
+        self._rows, self._columns = (dct_matrix(size).to(like) for size in (height, width))
 
     def to_basis(self, x: torch.Tensor) -> torch.Tensor:
         """Coefficients ``(P, C, H, W)`` of images ``(P, C, H, W)``; an orthonormal map."""
-        return torch.einsum("hwcd,pchw->pdhw", self._axes, _transform(x, forward=True))
+        return torch.einsum("hwcd,pchw->pdhw", self._axes, self._rows @ x @ self._columns.mT)
 
     def from_basis(self, coefficients: torch.Tensor) -> torch.Tensor:
         """Inverse and adjoint of :meth:`to_basis`."""
-        return _transform(torch.einsum("hwcd,pdhw->pchw", self._axes, coefficients), forward=False)
+        return self._rows.mT @ torch.einsum("hwcd,pdhw->pchw", self._axes, coefficients) @ self._columns
 
     def solve(self, offset: torch.Tensor) -> torch.Tensor:
         """The inverse covariance times ``offset`` ``(P, C, H, W)``."""
@@ -149,8 +151,3 @@ class CovarianceTable:
 
     def _white(self, sigma: float) -> float:
         return 1 / (1 / self.std**2 + 1 / sigma**2)
-
-
-def _transform(x: torch.Tensor, forward: bool) -> torch.Tensor:
-    rows, columns = (dct_matrix(size).to(x) for size in x.shape[-2:])
-    return rows @ x @ columns.mT if forward else rows.mT @ x @ columns

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 
 from particledaps.diffusion.levels import per_particle
+from particledaps.diffusion.split_steps import crank_nicolson_step, rotation_step
 
 KERNELS = ("langevin", "hmc", "mh")
 
@@ -130,8 +131,23 @@ def evaluate(target: Target, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
     return gradient, loss
 
 
+def with_gaussian(target: Target, variance: torch.Tensor) -> Target:
+    """The potential, without a gradient, of a target times a Gaussian of ``variance`` about 0."""
+
+    def product(x: torch.Tensor, with_gradient: bool) -> Evaluation:
+        found = target(x, False)
+        return Evaluation(found.potential + (x.square() / variance).flatten(1).sum(1) / 2, None, found.loss)
+
+    return product
+
+
 def run_chain(
-    x: torch.Tensor, target: Target, settings: ChainSettings, draw: Draw, draw_uniform: Draw
+    x: torch.Tensor,
+    target: Target,
+    settings: ChainSettings,
+    draw: Draw,
+    draw_uniform: Draw,
+    variance: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Run ``settings.num_steps`` steps from ``x``.
 
@@ -141,6 +157,8 @@ def run_chain(
         settings: kernel and its hyper-parameters.
         draw: standard normal noise like ``x``.
         draw_uniform: uniform noise ``(P,)``, used by ``mh`` only.
+        variance: of a Gaussian about 0 that multiplies the target, broadcast against ``x``; its part of U is taken
+            without error (:mod:`particledaps.diffusion.split_steps`). None: the target is all there is.
 
     Returns:
         The last positions and the data loss ``(P,)`` at the last evaluation.
@@ -151,6 +169,7 @@ def run_chain(
     if settings.kernel not in KERNELS:
         raise ValueError(f"kernel={settings.kernel!r}: allowed are {', '.join(KERNELS)}")
     if settings.kernel == "mh":
+        target = target if variance is None else with_gaussian(target, variance)
         current = target(x, False)
         for _ in range(settings.num_steps):
             x, current = metropolis_step(x, current, target, settings.step_size, draw(), draw_uniform())
@@ -164,8 +183,12 @@ def run_chain(
         if index == 0 and settings.curvature_limit is not None:
             stable = settings.curvature_limit / curvature_along(x, gradient, target)
             step_size = stable.clamp(max=settings.step_size)
-        if momentum:
+        if momentum and variance is not None:
+            x, velocity = rotation_step(x, velocity, gradient, variance, step_size, momentum, draw())
+        elif momentum:
             x, velocity = hmc_step(x, velocity, gradient, step_size, momentum, draw())
+        elif variance is not None:
+            x = crank_nicolson_step(x, gradient, variance, step_size, draw())
         else:
             x = langevin_step(x, gradient, step_size, draw())
     return x, loss

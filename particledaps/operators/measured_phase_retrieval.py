@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from particledaps.operators.operator import CLEAR, Halves, NoiseFloor, Objective
+from particledaps.operators.operator import CLEAR, Halves, NoiseFloor
 from particledaps.operators.phase_retrieval import HalfPlane, PhaseRetrieval, mirror_frequencies
 
 
@@ -67,25 +67,11 @@ class MeasuredPhaseRetrieval(PhaseRetrieval):
         seen = self._readings(y.dtype, y.device).seen
         return torch.fft.fftshift(torch.where(seen, plane, mirror_frequencies(plane)), dim=(-2, -1))
 
-    def objective(self, y: torch.Tensor) -> Objective:
-        half, share = self.half_plane(y), self._readings(y.dtype, y.device).share
-        size = y.shape[-2:]
-
-        def evaluate(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            spectrum = torch.fft.rfft2(self._pad(x / 2 + 0.5), norm="ortho")
-            amplitude = spectrum.abs()
-            residual = amplitude - half.mean
-            direction = spectrum * (share * residual / amplitude.clamp(min=1e-12))
-            gradient = self._crop(torch.fft.irfft2(direction, s=size, norm="ortho"), x.shape)
-            return self._loss(residual, half), gradient
-
-        return evaluate
-
     def high_snr_loss(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         r"""Over the pairs whose mean stands clear of its noise: :math:`\sigma / \sqrt 2`, of a single entry sigma."""
         half, share = self.half_plane(y), self._readings(y.dtype, y.device).share
         clear = half.mean * (2 * share).clamp(min=1).sqrt() > CLEAR * self.noise_sigma
-        amplitude = torch.fft.rfft2(self._pad(x / 2 + 0.5), norm="ortho").abs()
+        amplitude = self.spectrum(x).abs()
         return (half.weight * clear * (amplitude - half.mean).square()).flatten(1).sum(1)
 
     def pair_share(self, y: torch.Tensor) -> torch.Tensor:

@@ -88,19 +88,19 @@ class PhaseRetrieval(Operator):
 
     def loss(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         half = self.half_plane(y)
-        amplitude = torch.fft.rfft2(self._pad(x / 2 + 0.5), norm="ortho").abs()
+        amplitude = self.spectrum(x).abs()
         return self._loss(amplitude - half.mean, half)
 
     def objective(self, y: torch.Tensor) -> Objective:
-        half = self.half_plane(y)
+        half, share = self.half_plane(y), self.pair_share(y)
         size = y.shape[-2:]
 
         def evaluate(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            spectrum = torch.fft.rfft2(self._pad(x / 2 + 0.5), norm="ortho")
+            spectrum = self.spectrum(x)
             amplitude = spectrum.abs()
             residual = amplitude - half.mean
-            direction = spectrum * (residual / amplitude.clamp(min=1e-12))
-            gradient = self._crop(torch.fft.irfft2(direction, s=size, norm="ortho"), x.shape)
+            direction = spectrum * (share * residual / amplitude.clamp(min=1e-12))
+            gradient = self.back_projection(direction, size, x.shape)
             return self._loss(residual, half), gradient
 
         return evaluate
@@ -109,7 +109,7 @@ class PhaseRetrieval(Operator):
         r"""Over the conjugate pairs whose mean, of noise :math:`\sigma / \sqrt 2`, stands clear of it."""
         half = self.half_plane(y)
         clear = half.mean > CLEAR * self.noise_sigma / 2**0.5
-        amplitude = torch.fft.rfft2(self._pad(x / 2 + 0.5), norm="ortho").abs()
+        amplitude = self.spectrum(x).abs()
         return (half.weight * clear * (amplitude - half.mean).square()).flatten(1).sum(1)
 
     def spectrum(self, x: torch.Tensor) -> torch.Tensor:

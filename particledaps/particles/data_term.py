@@ -1,14 +1,36 @@
-"""What the measurement says of latents: the data loss of their images, and its gradient."""
+"""What the measurement says of latents, or of images: the data loss, and its gradient."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 
 if TYPE_CHECKING:
     from particledaps.operators.operator import Objective, Operator
     from particledaps.priors.prior import Prior
+
+
+class Data(Protocol):
+    """Data losses ``(P,)`` and, if asked for, their gradients like ``x``."""
+
+    def __call__(self, x: torch.Tensor, with_gradient: bool) -> tuple[torch.Tensor, torch.Tensor | None]: ...
+
+
+class PixelTerm:
+    """Loss of images and its gradient: the operator forward and its adjoint, no network.
+
+    Args:
+        operator: its loss.
+        y: ``(P, ...)`` one measurement a particle.
+    """
+
+    def __init__(self, operator: Operator, y: torch.Tensor) -> None:
+        self.objective = operator.objective(y)
+
+    def __call__(self, x: torch.Tensor, with_gradient: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+        loss, gradient = self.objective(x)
+        return loss, gradient if with_gradient else None
 
 
 class DataTerm:

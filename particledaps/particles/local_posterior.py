@@ -9,39 +9,17 @@ in latents, where :math:`L(z) = |A(D(z)) - y|^2` takes a decoder forward and bac
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 
 from particledaps.diffusion.conjugate_gradients import conjugate_gradients
 from particledaps.diffusion.covariance import BandedCovariance, WhiteCovariance
-from particledaps.diffusion.mcmc import ChainSettings, Draw, Evaluation, Target
-from particledaps.diffusion.split_chain import run_split_chain
+from particledaps.diffusion.mcmc import ChainSettings, Draw, Evaluation, Target, run_chain
 
 if TYPE_CHECKING:
     from particledaps.operators.operator import Operator
-
-
-class Data(Protocol):
-    """Data losses ``(P,)`` and, if asked for, their gradients like ``x``."""
-
-    def __call__(self, x: torch.Tensor, with_gradient: bool) -> tuple[torch.Tensor, torch.Tensor | None]: ...
-
-
-class PixelTerm:
-    """Loss of images and its gradient: the operator forward and its adjoint, no network.
-
-    Args:
-        operator: its loss.
-        y: ``(P, ...)`` one measurement a particle.
-    """
-
-    def __init__(self, operator: Operator, y: torch.Tensor) -> None:
-        self.objective = operator.objective(y)
-
-    def __call__(self, x: torch.Tensor, with_gradient: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-        loss, gradient = self.objective(x)
-        return loss, gradient if with_gradient else None
+    from particledaps.particles.data_term import Data
 
 
 def local_posterior(
@@ -142,5 +120,5 @@ def run_banded_chain(
             gradient = likelihood * covariance.to_basis(gradient)
         return Evaluation(likelihood * loss, gradient, loss)
 
-    a, loss = run_split_chain(torch.zeros_like(centre), target, covariance.variance, chain, draw, draw_uniform)
+    a, loss = run_chain(torch.zeros_like(centre), target, chain, draw, draw_uniform, covariance.variance)
     return centre + covariance.from_basis(a), loss

@@ -67,7 +67,7 @@ def amplitude_step(
 
     Args:
         spectrum: v.
-        amplitudes: y, at least 0 where it counts; noise below 0 counts as it stands.
+        amplitudes: y; noise may have made it negative, the length of s stays at least 0.
         share: w, 0 to 1.
         beta: weight of the second term.
     """

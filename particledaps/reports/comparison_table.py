@@ -23,17 +23,17 @@ COMPARED = [("psnr_aligned", "best"), ("psnr_aligned", "mean"), ("psnr", "best")
 COMPARED += [("psnr", "selected"), ("psnr_aligned", "selected"), ("ssim_aligned", "best"), ("ssim_aligned", "mean")]
 
 
-RATIOS: dict[str, Callable[[ImageResult], float | None]] = {
-    "seconds an image, ratio": lambda i: i.seconds,
-    "CPU seconds an image, ratio": lambda i: i.cpu_seconds,
-}
-
-
 class Quantity(NamedTuple):
     """What is compared: a name with its unit, and its value of one image."""
 
     name: str
     of: Callable[[ImageResult], float | None]
+
+
+RATIOS = (
+    Quantity("seconds an image, ratio", lambda i: i.seconds),
+    Quantity("CPU seconds an image, ratio", lambda i: i.cpu_seconds),
+)
 
 
 def _metric_quantity(metric: str, field: str) -> Quantity:
@@ -91,10 +91,10 @@ def _differences(first: Run, other: Run, compared: list[Quantity]) -> list[list[
     for quantity in compared:
         a, b = ({i: quantity.of(image) for i, image in run.images.items()} for run in (first, other))
         rows.append(_difference_row(quantity.name, a, b, paired_difference(a, b)))
-    for name, of in RATIOS.items():
-        a, b = ({i: of(image) for i, image in run.images.items()} for run in (first, other))
-        if pairs(a, b) or name.startswith("seconds"):  # older records count no CPU seconds
-            rows.append(_difference_row(name, a, b, paired_ratio(a, b)))
+    for quantity in RATIOS:
+        a, b = ({i: quantity.of(image) for i, image in run.images.items()} for run in (first, other))
+        if pairs(a, b) or quantity is not RATIOS[-1]:  # older records count no CPU seconds
+            rows.append(_difference_row(quantity.name, a, b, paired_ratio(a, b)))
     return rows
 
 

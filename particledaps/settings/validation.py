@@ -170,7 +170,7 @@ def check_loop(annealing: AnnealingSettings, ode: OdeSettings, compat: CompatSet
         checks.number("compat.gradient_clamp", compat.gradient_clamp, 0, open_low=True)
 
 
-def check_chain(chain: ChainConfig, checks: Checks) -> None:
+def check_chain(chain: ChainConfig, compat: CompatSettings, checks: Checks) -> None:
     """Report what no MCMC chain could run with."""
     checks.choice("sampler.mcmc.kernel", chain.kernel, (*KERNELS, *IN_PIXELS))
     checks.require(
@@ -197,10 +197,6 @@ def check_chain(chain: ChainConfig, checks: Checks) -> None:
             chain.prior != "exact" or getattr(chain, name) == plain,
             f"sampler.mcmc.prior=exact: takes the prior's score in latents, beside sampler.mcmc.{name}={plain} only",
         )
-
-
-def check_clamp(chain: ChainConfig, compat: CompatSettings, checks: Checks) -> None:
-    """Report a clamp of gradients that the chain does not have."""
     checks.require(
         compat.gradient_clamp is None or chain.space == "latent",
         f"compat.gradient_clamp={compat.gradient_clamp}: clamps gradients in latents; a chain in pixels has none "

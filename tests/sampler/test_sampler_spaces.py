@@ -41,7 +41,8 @@ from particledaps.diffusion.covariance import CovarianceTable
 from particledaps.diffusion.mcmc import ChainSettings
 from particledaps.operators.operator import Operator
 from particledaps.particles.clean_estimate import NUM_LEVELS, measured_covariance, measured_levels
-from particledaps.particles.local_posterior import PixelTerm, local_posterior
+from particledaps.particles.data_term import PixelTerm
+from particledaps.particles.local_posterior import local_posterior
 from particledaps.paths.schedules import edm_path
 from particledaps.streams import ParticleStreams
 from sampler import Info, LatentDAPS, SamplerSettings

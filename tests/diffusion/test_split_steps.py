@@ -4,8 +4,8 @@ import pytest
 import torch
 from analytic import F64, normal
 
-from particledaps.diffusion.mcmc import ChainSettings, Evaluation, hmc_step, langevin_step
-from particledaps.diffusion.split_chain import crank_nicolson_step, rotation_step, run_split_chain
+from particledaps.diffusion.mcmc import ChainSettings, Evaluation, hmc_step, langevin_step, run_chain
+from particledaps.diffusion.split_steps import crank_nicolson_step, rotation_step
 
 VARIANCE = torch.tensor([1e-4, 0.3, 25.0], dtype=F64)
 CURVATURE = torch.tensor([0.0, 2.0, 0.7], dtype=F64)
@@ -81,13 +81,13 @@ def test_chains_sample_the_product(chain):
         loss = (CURVATURE * offset.square()).sum(1)
         return Evaluation(loss / 2, CURVATURE * offset if with_gradient else None, loss)
 
-    a, loss = run_split_chain(
+    a, loss = run_chain(
         torch.zeros(count, 3, dtype=F64),
         data,
-        variance,
         chain,
         lambda: torch.randn(count, 3, generator=generator, dtype=F64),
         lambda: torch.rand(count, generator=generator, dtype=F64),
+        variance,
     )
     precision = CURVATURE + 1 / variance
     spread = precision**-0.5

@@ -1,4 +1,4 @@
-r"""MCMC on :math:`U(a) = \Phi(a) + \sum a_i^2 / 2 v_i`, the Gaussian part of which the kernels take without error.
+r"""Kernels on :math:`U(a) = \Phi(a) + \sum a_i^2 / 2 v_i` that take the Gaussian part of it without error.
 
 A measured covariance spans orders of magnitude, and an explicit step is only as long as its smallest variance allows.
 These kernels leave the Gaussian part exactly invariant at any step size, so that the step is set by :math:`\Phi` alone.
@@ -12,15 +12,6 @@ import math
 import torch
 
 from particledaps.diffusion.levels import per_particle
-from particledaps.diffusion.mcmc import (
-    ChainSettings,
-    Draw,
-    Evaluation,
-    Target,
-    curvature_along,
-    evaluate,
-    metropolis_step,
-)
 
 
 def crank_nicolson_step(
@@ -65,51 +56,3 @@ def rotation_step(
     velocity = momentum * velocity - (1 + momentum) / 2 * h * gradient + math.sqrt(1 - momentum**2) * noise
     cosine, sine = (h / std).cos(), (h / std).sin()
     return a * cosine + std * velocity * sine, velocity * cosine - a * sine / std
-
-
-def run_split_chain(
-    a: torch.Tensor, data: Target, variance: torch.Tensor, settings: ChainSettings, draw: Draw, draw_uniform: Draw
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Run ``settings.num_steps`` steps from ``a`` ``(P, ...)``.
-
-    Args:
-        a: start.
-        data: the potential Phi without the Gaussian part.
-        variance: of the Gaussian part about 0, broadcast against ``a``.
-        settings: kernel (``langevin``, ``hmc`` or ``mh``) and its hyper-parameters.
-        draw: standard normal noise like ``a``.
-        draw_uniform: uniform noise ``(P,)``, used by ``mh`` only.
-
-    Returns:
-        The last positions and the data loss ``(P,)`` at the last evaluation.
-    """
-    if settings.kernel == "mh":
-        target = _whole(data, variance)
-        current = target(a, False)
-        for _ in range(settings.num_steps):
-            a, current = metropolis_step(a, current, target, settings.step_size, draw(), draw_uniform())
-        return a, current.loss
-    momentum = settings.momentum if settings.kernel == "hmc" else 0.0
-    velocity = draw() if momentum else torch.zeros_like(a)
-    step_size: torch.Tensor | float = settings.step_size
-    loss = a.new_zeros(len(a))
-    for index in range(settings.num_steps):
-        gradient, loss = evaluate(data, a)
-        if index == 0 and settings.curvature_limit is not None:
-            stable = settings.curvature_limit / curvature_along(a, gradient, data)
-            step_size = stable.clamp(max=settings.step_size)
-        if momentum:
-            a, velocity = rotation_step(a, velocity, gradient, variance, step_size, momentum, draw())
-        else:
-            a = crank_nicolson_step(a, gradient, variance, step_size, draw())
-    return a, loss
-
-
-def _whole(data: Target, variance: torch.Tensor) -> Target:
-    """The potential with its Gaussian part, without a gradient."""
-
-    def target(a: torch.Tensor, with_gradient: bool) -> Evaluation:
-        found = data(a, False)
-        return Evaluation(found.potential + (a.square() / variance).flatten(1).sum(1) / 2, None, found.loss)
-
-    return target
