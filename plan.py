@@ -7,8 +7,9 @@ configuration is cut here, once; nothing else takes it whole.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,10 +31,12 @@ from particledaps.particles.state import NUM_TIMESTEPS, Hook, Info, Start
 from particledaps.runs.clock import PhaseClock, PhaseHook
 from particledaps.settings import validation
 from particledaps.settings.family import fill_chain, fill_sampler
-from particledaps.settings.fingerprint import of_runs
+from particledaps.settings.fingerprint import config_sha256, of_runs
 from particledaps.settings.hook_keys import HooksAsked, cut, flat_class
 from particledaps.settings.keys import facts
+from particledaps.settings.presets import filled_from, preset_of
 from particledaps.settings.schema import (
+    AUTO,
     ChainConfig,
     CompatSettings,
     DataSettings,
@@ -71,6 +74,8 @@ class RunSettings(HookKeys):
         device: ``auto``, ``cpu`` or ``cuda``.
         gpu: index of the CUDA device.
         precision: ``float32``; or ``bfloat16`` or ``float16`` inside the networks.
+        preset: values of the sampler that nobody set: ``auto`` measures them for the prior and the task, and keeps them
+            in the run's ``preset.yaml``; or such a file. null: those of the prior's family.
         selection_rule: how the answer is chosen without the truth, see :mod:`particledaps.evaluation.selection`;
             ``posterior`` takes tau from ``optimization_tau``.
         selection_margin: of ``selection_rule=fresh2``: the first particle is the answer unless the data loss of a later
@@ -90,6 +95,7 @@ class RunSettings(HookKeys):
     device: str = field(default="auto", metadata=facts(identity=False))
     gpu: int = field(default=0, metadata=facts(identity=False))
     precision: str = "float32"
+    preset: str | None = field(default=None, metadata=facts(identity=False))
     selection_rule: str = "loss"
     selection_margin: float = field(default=0.0, metadata=facts(neutral=0.0))
     decode_batch: int | None = None
@@ -101,6 +107,26 @@ class RunSettings(HookKeys):
     task: TaskSettings = field(default_factory=TaskSettings)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     compat: CompatSettings = field(default_factory=CompatSettings)
+
+
+def with_preset(settings: RunSettings) -> RunSettings:
+    """The settings with what the key ``preset`` stands for; as they are where that is still to be measured.
+
+    Raises:
+        SettingsError: there is no such preset, or it cannot be read.
+    """
+    values = preset_of(settings.preset, Path(settings.save_dir) / settings.name, preset_made_for(settings))
+    return settings if values is None else replace(settings, sampler=filled_from(values, settings.sampler))
+
+
+def is_to_be_measured(settings: RunSettings) -> bool:
+    """Is ``preset=auto`` asked for, and nothing kept yet?"""
+    return settings.preset == AUTO and with_preset(settings) is settings
+
+
+def preset_made_for(settings: RunSettings) -> str:
+    """What ``preset=auto`` measures for: the identity of the settings before it fills them."""
+    return config_sha256(asdict(settings))
 
 
 def follow_family(settings: RunSettings) -> RunSettings:
@@ -346,7 +372,7 @@ def build_plan(
     """
     asked = cut_hooks(settings, settings.num_samples, settings.particle_ids)
     _check_kernel(loop.chain.kernel, operator)
-    if settings.sampler.mcmc.covariance == "measured":
+    if settings.sampler.mcmc.covariance == "measured" and loop.covariance is None:
         loop = replace(loop, covariance=measured_covariance(prior, loop.path, loop.space == "pixel", device))
     start = build_start(asked["start"], prior, operator, loop.gate_path)
     setup = Setup(prior, operator, loop.gate_path, asked, device, _first_level(asked, start, loop.gate_path))

@@ -24,7 +24,7 @@ from particledaps.runs.finished import finished_before  # noqa: E402
 from particledaps.settings.command_line import CONFIG_DIR, fail, member, register, run  # noqa: E402
 from particledaps.settings.family import followed_config  # noqa: E402
 from particledaps.settings.statuses import DISK, FAILED, NOTHING, SKIPPED, StoppedError, disk_fault  # noqa: E402
-from plan import RunSettings, follow_family, validate  # noqa: E402
+from plan import RunSettings, follow_family, is_to_be_measured, validate, with_preset  # noqa: E402
 
 register("run_settings", RunSettings)
 
@@ -52,9 +52,11 @@ def reconstruct(settings: RunSettings, config: dict) -> dict[int, tuple[str, str
 
     What a run needs is imported only where something is left to do: torch and diffusers take seconds.
     """
-    validate(settings)
-    own, missing = follow_family(settings), None
-    if own.data.measurement is None and own.device != "cuda" and not own.use_tpu:
+    found, missing = with_preset(settings), None
+    validate(found)
+    own = follow_family(found)
+    told = own.data.measurement is None and not is_to_be_measured(settings)
+    if told and own.device != "cuda" and not own.use_tpu:
         missing = finished_before(own.data, own.save_dir, own.name, followed_config(config, own.model, own.sampler))
     if missing is None:
         with loading():

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
-from particledaps.checks import DataError
+from particledaps.checks import DataError, SettingsError
+from particledaps.diffusion.covariance import CovarianceTable
 from particledaps.evaluation.lpips import LpipsError, read_lpips
 from particledaps.evaluation.metrics import Evaluator
 from particledaps.names import shown
 from particledaps.operators.operator import Operator
+from particledaps.particles.clean_estimate import measured_covariance, measured_levels
 from particledaps.priors.fingerprint import prior_sha256
+from particledaps.priors.prior import Prior
 from particledaps.runs.calls import Calls, count_calls
 from particledaps.runs.finished import Missing, report
 from particledaps.runs.folder import RunFolder
+from particledaps.runs.kept_covariance import COVARIANCE, keep, read_kept
 from particledaps.runs.pending import Pending
 from particledaps.runs.problems import Inputs, noise_line
 from particledaps.runs.progress import RunProgress
@@ -23,8 +29,20 @@ from particledaps.settings.custom import check_custom_prior
 from particledaps.settings.device import choose_device, slow_precision
 from particledaps.settings.environment import environment, keep_threads
 from particledaps.settings.family import followed_config
+from particledaps.settings.presets import NAME, preset_text
 from particledaps.settings.statuses import StoppedError
-from plan import RunSettings, build_plan, follow_family, loop_settings, validate
+from plan import (
+    Plan,
+    RunSettings,
+    build_plan,
+    follow_family,
+    is_to_be_measured,
+    loop_settings,
+    preset_made_for,
+    validate,
+    with_preset,
+)
+from tuning import tune
 
 
 def sample(settings: RunSettings, config: dict) -> Missing:
@@ -38,25 +56,42 @@ def sample(settings: RunSettings, config: dict) -> Missing:
         OSError: the results cannot be written (any more); what is finished stays.
         StoppedError: the device has no memory for the prior, or answers no more.
     """
-    validate(settings)
-    settings = follow_family(settings)
-    config = followed_config(config, settings.model, settings.sampler)
+    asked_for = settings, config
+    validate(with_preset(settings))
+    to_measure = is_to_be_measured(settings)
+    settings, config = followed(with_preset(settings), config)
     device = choose_device(settings.device, settings.gpu, settings.use_tpu)
     say(slow_precision(settings.precision, device))
     folder = RunFolder(settings.save_dir, settings.name, config)
+    if to_measure and folder.is_begun:
+        raise SettingsError(f"preset=auto: {folder.path} holds a run without a preset of its own; choose another name=")
     ids = folder_ids(settings.data, folder)
     say(keep_threads([r.get("environment") or {} for r in folder.summaries()]))
-    operator = build_operator(settings.task)
+    operator, calls = build_operator(settings.task), Calls()
     try:
-        reconstructor = prepare(settings, operator, folder, device)
+        prior, weights = load_prior(settings, folder, device, calls)
+        inputs = Inputs(settings.data, settings.task, settings.seed, prior, operator, ids)
+        asked = inputs.find(settings.on_error)
+        if to_measure:
+            tuned = tune(prior, tuned_for(operator, asked), device)
+            text = preset_text(tuned.values, tuned.measured, preset_made_for(asked_for[0]))
+            folder.keep_once(NAME, text, lambda: not is_to_be_measured(asked_for[0]))
+            say(*tuned.lines())
+            settings, config = followed(with_preset(asked_for[0]), asked_for[1])
+            validate(settings)
+            folder = RunFolder(settings.save_dir, settings.name, config)
+        loop = loop_settings(settings, prior.is_pixel)
+        covariance = kept_covariance(settings, folder, prior, weights, loop.path, device)
+        plan = build_plan(settings, prior, operator, replace(loop, covariance=covariance), device)
+        reconstructor = prepare(settings, plan, folder, weights, calls)
     except torch.OutOfMemoryError as error:
         raise StoppedError(
             f"out of memory while the prior was loaded ({' '.join(str(error).split())[:160]}): use precision=bfloat16 "
             "or float16, or a device with more memory (gpu=N)"
         ) from error
-    inputs = Inputs(settings.data, settings.task, settings.seed, reconstructor.method.prior, operator, ids)
-    asked = inputs.find(settings.on_error)
     folder.open()
+    if covariance is not None:
+        keep(covariance, folder.path / COVARIANCE, weights)
     if ids is not None:
         folder.keep_files(ids)
     say(*what_is_there(folder, asked, inputs.sums_now, device))
@@ -70,28 +105,61 @@ def sample(settings: RunSettings, config: dict) -> Missing:
     return report(folder, asked)
 
 
-def prepare(settings: RunSettings, operator: Operator, folder: RunFolder, device: torch.device) -> Reconstructor:
-    """Prior, sampler, hooks and metrics of a run."""
+def followed(settings: RunSettings, config: dict) -> tuple[RunSettings, dict]:
+    """Settings and configuration with what follows from the prior's family."""
+    own = follow_family(settings)
+    return own, followed_config(config, own.model, own.sampler)
+
+
+def tuned_for(operator: Operator, asked: list[Pending]) -> Operator:
+    """The operator at the noise level of the first measurement that can be read."""
+    for pending in asked:
+        try:
+            return operator.with_noise(pending.load(keep=True).operator.noise_sigma)
+        except DataError:
+            continue
+    return operator
+
+
+def load_prior(settings: RunSettings, folder: RunFolder, device: torch.device, calls: Calls) -> tuple[Prior, str]:
+    """The prior, its calls counted, and the checksum of its weights."""
     loaded = build_prior(settings.model, settings.compat, settings.precision, settings.decode_batch, device)
-    calls = Calls()
-    particles = settings.particle_ids or list(range(settings.num_samples))
     if settings.model.kind == "custom":
-        check_custom_prior(loaded, settings.model.target, len(particles), device)
+        count = len(settings.particle_ids or range(settings.num_samples))
+        check_custom_prior(loaded, settings.model.target, count, device)
     weights = prior_sha256(loaded)
     check_weights(folder, weights, settings.model.path)
-    prior = count_calls(loaded, calls)
+    return count_calls(loaded, calls), weights
+
+
+def kept_covariance(
+    settings: RunSettings, folder: RunFolder, prior: Prior, weights: str, path: torch.Tensor, device: torch.device
+) -> CovarianceTable | None:
+    """What ``sampler.mcmc.covariance=measured`` measures, or has measured at an earlier start; None without it."""
+    chain = settings.sampler.mcmc
+    if chain.covariance != "measured":
+        return None
+    in_pixels = chain.space == "pixel"
+    sigmas = measured_levels(path.tolist())
+    known = read_kept(folder.path / COVARIANCE, weights, sigmas, prior.image_shape if in_pixels else prior.latent_shape)
+    return known or measured_covariance(prior, path, in_pixels, device)
+
+
+def prepare(settings: RunSettings, plan: Plan, folder: RunFolder, weights: str, calls: Calls) -> Reconstructor:
+    """Metrics of a run, and what runs it."""
+    device, operator = plan.setup.device, plan.setup.operator
     lpips = None
     try:
         lpips = read_lpips(device)
     except LpipsError as error:
         print(f"LPIPS is left out: {error}")
     return Reconstructor(
-        build_plan(settings, prior, operator, loop_settings(settings, loaded.is_pixel), device),
+        plan,
         Evaluator(operator.symmetries(), lpips, operator.channel_symmetries),
         folder,
         ReconstructionSettings(
             settings.seed,
-            particles,
+            settings.particle_ids or list(range(settings.num_samples)),
             device,
             weights,
             settings.selection_rule,

@@ -8,7 +8,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,7 @@ class RunFolder:
         self._check()
 
     def _check(self) -> None:
-        if (self.path / "config.yaml").exists():
+        if self.is_begun:
             self._check_identity()
         probe = self.path
         while not probe.exists():
@@ -84,6 +84,11 @@ class RunFolder:
             raise SettingsError(
                 f"{links[0]} is a link, and what it leads to would be overwritten: remove it, or choose another name="
             )
+
+    @property
+    def is_begun(self) -> bool:
+        """Has a run been started here?"""
+        return (self.path / "config.yaml").exists()
 
     def _check_identity(self) -> None:
         theirs = read_config(self.path / "config.yaml")
@@ -112,6 +117,22 @@ class RunFolder:
             self._check()
             write_atomically(self.path / "config.yaml", dump_config(self.config))
         remove_abandoned(self.path, clock_of(self.path) - STALE_SECONDS)
+
+    def keep_once(self, name: str, text: str, is_there: Callable[[], bool]) -> None:
+        """Write a file of the run, unless another process of it was faster: all processes read the same.
+
+        Args:
+            name: of the file.
+            text: its text.
+            is_there: does the file that is there count?
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with folder_lock(self.path):
+            if not is_there():
+                write_atomically(self.path / name, text)
 
     @contextmanager
     def claim(self, image_id: int) -> Iterator[Holder | bool | None]:
