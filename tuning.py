@@ -45,7 +45,8 @@ SATURATED = 0.9
 """Annealing begins where the estimate's variance has come to this share of its largest, unless a band lies higher."""
 LEAST_ERROR = 0.03
 """Annealing ends where the estimate's error, root mean square in pixels, is this or what the autoencoder misses."""
-RESTARTS, RESTART_LEVELS, RESTART_SIGMAS = 4, 8, 7
+RESTARTS, RESTART_SIGMAS = 4, 7
+RESTART_LEVELS = 8
 PARTED, JOINED = 0.5, 0.1
 """Shares of the restarts' largest mean square distance where the basin is open, and where it is decided."""
 LEAST_RATIO = 4.0
@@ -53,7 +54,8 @@ LEAST_RATIO = 4.0
 LEVELS_WITH_BAND, LEVELS_WITHOUT = 60, 25
 CURVATURE_STEPS, STEP = 16, 0.25
 """Step size: this over the largest curvature of the data term."""
-MOMENTUM, PROBE_STEPS, LEAST_STEPS, MOST_STEPS = 0.6, 400, 8, 60
+MOMENTUM, PROBE_STEPS = 0.6, 400
+LEAST_STEPS, MOST_STEPS = 8, 60
 CG_STEPS, ADMM_STEPS = 40, 12
 
 
