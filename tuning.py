@@ -68,8 +68,8 @@ class Tuned:
 
     def lines(self) -> list[str]:
         """For people."""
-        path, chain, found = self.values["annealing"], self.values["mcmc"], self.measured
-        band = found["band"]
+        path, chain = self.values["annealing"], self.values["mcmc"]
+        band = self.measured["band"]
         how = f", step size {chain['step_size']:.3g}" if chain["kernel"] == "hmc" else ""
         decided = "restarts do not part"
         if band is not None:
@@ -213,7 +213,8 @@ class Loop:
         sigma_min: float,
     ) -> None:
         self.prior, self.operator = prior, operator
-        self.table, self.chain, self.tau, self.sigma_min = table, chain, tau, sigma_min
+        self.table, self.chain = table, chain
+        self.tau, self.sigma_min = tau, sigma_min
 
     def distance(self, z0: torch.Tensor, y: torch.Tensor, sigma: float) -> float:
         """Mean square distance in pixels of the images in which restarts of ``z0`` ``(1, ...)`` at ``sigma`` end.
