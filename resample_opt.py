@@ -18,7 +18,7 @@ import torch
 from particledaps.checks import SettingsError
 from particledaps.diffusion.levels import per_particle
 from particledaps.particles.data_term import Expected, expected_loss
-from particledaps.particles.descent import DescentSettings, Outcome, ParticleObjective, optimise
+from particledaps.particles.descent import METHODS, DescentSettings, Outcome, ParticleObjective, optimise
 from particledaps.particles.state import Hook, Info, State
 from particledaps.settings.hook_keys import HooksAsked, key
 
@@ -39,7 +39,7 @@ class Settings:
     Attributes:
         step: optimise from the first level with ``t <= step`` on (0 to 1000), -1 is off.
         when: ``end``: once, after the last level; ``every``: at every level from there on.
-        lr: learning rate of AdamW (ReSample: 5e-3).
+        lr: learning rate of AdamW (ReSample: 5e-3); of ``lbfgs`` the root mean square of its first step.
         max_iters: iterations at most, a level.
         window: stop when the loss exceeds the one this many iterations before (without the prior's score).
         weight_decay: of AdamW.
@@ -55,6 +55,8 @@ class Settings:
         twins: at the end, optimise beside each particle its images under the operator's symmetries too, as particles
             of their own. What was optimised in one orientation is polished for it: the prior can compare twins fairly
             only after both had the same treatment (``selection_rule=plausibility`` or ``posterior``).
+        method: ``adamw``; or ``lbfgs``, which beside the prior needs a third of the iterations (no weight decay).
+        gain: beside the prior, a particle stops once its objective fell by less, in nats, over five iterations; 0: off.
     """
 
     step: int = key(-1, low=-1, high=1000)
@@ -68,10 +70,13 @@ class Settings:
     accept: str = key("auto", words=("auto", *ACCEPT))
     best: int | None = key(None, low=1)
     twins: bool = key(False)
+    method: str = key("adamw", words=METHODS, neutral="adamw")
+    gain: float = key(0.0, low=0, neutral=0.0)
 
     def descent(self, tau: float, max_iters: int) -> DescentSettings:
         """How far and how fast, with ``tau`` and so many iterations."""
-        return DescentSettings(self.lr, max_iters, self.window, self.weight_decay, self.prior_sigma, tau)
+        of_prior = self.prior_sigma, tau, self.method, self.gain
+        return DescentSettings(self.lr, max_iters, self.window, self.weight_decay, *of_prior)
 
 
 def conflicts(settings: Settings, asked: HooksAsked) -> Iterator[str]:
@@ -84,6 +89,11 @@ def conflicts(settings: Settings, asked: HooksAsked) -> Iterator[str]:
         yield (
             "optimization_accept=split: a posterior (optimization_prior_sigma > 0) needs all of the measurement; "
             "use auto"
+        )
+    if settings.prior_sigma == 0 and (settings.gain > 0 or settings.method == "lbfgs"):
+        yield (
+            f"optimization_method={settings.method}, optimization_gain={settings.gain:g}: they act beside the prior; "
+            "set optimization_prior_sigma > 0"
         )
     for name, wanted in (("twins", settings.twins), ("best", settings.best is not None)):
         if wanted and settings.step < 0:

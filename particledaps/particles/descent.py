@@ -1,4 +1,4 @@
-r"""Minimise an objective over latents with AdamW, each particle on its own.
+r"""Minimise an objective over latents with AdamW or L-BFGS, each particle on its own.
 
 The objective is either data consistency, :math:`\frac1n |A(D(z)) - y|^2` (ReSample, Song et al. 2024), or beside the
 prior the posterior
@@ -7,7 +7,8 @@ prior the posterior
 
 A particle of the first stops when its loss reaches a floor, when it exceeds the loss of ``window`` iterations before,
 or after ``max_iters``. A stopped particle is taken out of the batch: it does not move any more and costs nothing. The
-score has no potential to watch, and the data loss may rise on the way: the second runs for ``max_iters``.
+score has no potential to watch, and the data loss may rise on the way: the second runs for ``max_iters``, or until the
+line integral of its gradient has fallen by less than ``gain`` over :data:`GAIN_ITERATIONS`.
 """
 
 from __future__ import annotations
@@ -21,10 +22,15 @@ import torch
 from particledaps.diffusion.levels import per_particle
 from particledaps.diffusion.score import score
 from particledaps.particles.data_term import DataTerm
+from particledaps.particles.lbfgs import LBFGS, inner
 
 if TYPE_CHECKING:
     from particledaps.operators.operator import Operator
     from particledaps.priors.prior import Prior
+
+
+METHODS = ("adamw", "lbfgs")
+GAIN_ITERATIONS = 5
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,9 @@ class DescentSettings:
         weight_decay: decoupled, as AdamW's (ReSample: 1e-2, PyTorch's default).
         prior_sigma: noise level of the prior's score in the objective; 0: data consistency alone.
         tau: standard deviation of the likelihood beside the prior; used with ``prior_sigma`` only.
+        method: ``adamw``, or ``lbfgs`` (:mod:`particledaps.particles.lbfgs`), whose first step has the root mean square
+            ``lr``, without weight decay.
+        gain: beside the prior, a particle stops once it gained less, in nats, over the last few iterations; 0: never.
     """
 
     lr: float = 5e-3
@@ -46,6 +55,8 @@ class DescentSettings:
     weight_decay: float = 1e-2
     prior_sigma: float = 0.0
     tau: float = 0.05
+    method: str = "adamw"
+    gain: float = 0.0
 
 
 @dataclass
@@ -94,7 +105,7 @@ class Outcome:
     Attributes:
         z: where each particle stopped.
         iterations: steps taken, ``(P,)``.
-        reason: ``floor``, ``plateau``, ``diverged`` (its loss is not finite) or ``max_iters``.
+        reason: ``floor``, ``plateau``, ``gain``, ``diverged`` (its loss is not finite) or ``max_iters``.
         change: of the objective, ``(P,)``: line integral of its gradient (trapezoidal), if it was asked for.
     """
 
@@ -104,9 +115,26 @@ class Outcome:
     change: torch.Tensor
 
 
-def inner(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Inner product of each particle's rows, ``(P,)``."""
-    return (a * b).flatten(1).sum(1)
+class AdamW:
+    """Steps of :func:`adamw_step` of a batch that can lose rows.
+
+    Args:
+        z: where it begins.
+        settings: learning rate and weight decay.
+    """
+
+    def __init__(self, z: torch.Tensor, settings: DescentSettings) -> None:
+        self.settings, self.iteration = settings, 0
+        self.moments = Moments(torch.zeros_like(z), torch.zeros_like(z))
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Go on with these rows alone."""
+        self.moments = self.moments[rows]
+
+    def step(self, z: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        """The next positions."""
+        self.iteration += 1
+        return adamw_step(z, gradient, self.moments, self.iteration, self.settings.lr, self.settings.weight_decay)
 
 
 def optimise(
@@ -127,10 +155,12 @@ def optimise(
     """
     result, reason = z.clone(), ["max_iters"] * len(z)
     taken, change = torch.zeros(len(z), dtype=torch.long, device=z.device), z.new_zeros(len(z))
-    rows, moments = torch.arange(len(z), device=z.device), Moments(torch.zeros_like(z), torch.zeros_like(z))
+    rows = torch.arange(len(z), device=z.device)
+    stepper = LBFGS(settings.lr) if settings.method == "lbfgs" else AdamW(z, settings)
     last = z.new_zeros(len(z))
     step = torch.zeros_like(z)
     history: deque[torch.Tensor] = deque()
+    changes: deque[torch.Tensor] = deque(maxlen=GAIN_ITERATIONS + 1)
     for iteration in range(settings.max_iters):
         loss, gradient = objective(z, rows)
         change[rows] += inner(gradient, step) / 2
@@ -138,6 +168,9 @@ def optimise(
         history.append(last.clone())
         before = history.popleft()[rows] if iteration >= settings.window else None
         stops = stopping(loss, floor[rows], before, settings.prior_sigma > 0)
+        changes.append(change.clone())
+        if settings.prior_sigma > 0 and settings.gain > 0 and len(changes) > GAIN_ITERATIONS:
+            stops["gain"] = (changes.popleft() - change)[rows] < settings.gain
         ended = torch.stack(list(stops.values())).any(0)
         if bool(ended.any()):  # the only wait for the device in an iteration
             for why, particles in stops.items():
@@ -147,10 +180,10 @@ def optimise(
             rows = rows[going]
             z = z[going]
             gradient = gradient[going]
-            moments = moments[going]
+            stepper.keep(going)
         if len(rows) == 0:
             break
-        moved = adamw_step(z, gradient, moments, iteration + 1, settings.lr, settings.weight_decay)
+        moved = stepper.step(z, gradient)
         step, z = moved - z, moved
         change[rows] += inner(gradient, step) / 2
         result[rows] = z

@@ -87,6 +87,8 @@ def test_hooks_get_what_the_keys_say():
         "accept": "floor",
         "best": None,
         "twins": False,
+        "method": "adamw",
+        "gain": 0.0,
     }
     assert optimisation.from_level == 3 and optimisation.descent.tau == problem()[1].noise_sigma
 
