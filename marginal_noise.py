@@ -75,8 +75,10 @@ class NoisePilot:
         """Effective noise level of ``y`` ``(1, ...)``, from the particle that misses least.
 
         Raises:
-            ValueError: nothing finite came out.
+            ValueError: nothing finite came out, or all entries are equal.
         """
+        if not y.std().item() > 0:
+            raise ValueError("all of its entries are equal")
         count, constant = independent_entries(operator, y)
         kernel = kernel_for(operator)
         stiffness = 1.0

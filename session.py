@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import torch
 
+from marginal_noise import NoisePilot
 from particledaps.checks import DataError, SettingsError
 from particledaps.diffusion.covariance import CovarianceTable
 from particledaps.evaluation.lpips import LpipsError, read_lpips
@@ -23,6 +24,7 @@ from particledaps.runs.pending import Pending
 from particledaps.runs.problems import Inputs, noise_line
 from particledaps.runs.progress import RunProgress
 from particledaps.runs.reconstruct import ReconstructionSettings, Reconstructor, skipped_record
+from particledaps.runs.result import Problem
 from particledaps.runs.resume import SumsOf, check_weights, folder_ids, is_finished, other_environment, set_stale_aside
 from particledaps.settings.build import build_operator, build_prior
 from particledaps.settings.custom import check_custom_prior
@@ -72,8 +74,9 @@ def sample(settings: RunSettings, config: dict) -> Missing:
         prior, weights = load_prior(settings, folder, device, calls)
         inputs = Inputs(settings.data, settings.task, settings.seed, prior, operator, ids)
         asked = inputs.find(settings.on_error)
+        pilot = NoisePilot(prior, device)
         if to_measure:
-            tuned = tune(prior, tuned_for(operator, asked), device)
+            tuned = tune(prior, tuned_for(operator, asked, pilot), device)
             text = preset_text(tuned.values, tuned.measured, preset_made_for(asked_for[0]))
             folder.keep_once(NAME, text, lambda: not is_to_be_measured(asked_for[0]))
             say(*tuned.lines())
@@ -98,7 +101,7 @@ def sample(settings: RunSettings, config: dict) -> Missing:
     try:
         with RunProgress(len(asked)) as reconstructor.progress:
             for pending in asked:
-                work_on(pending, folder, reconstructor)
+                work_on(pending, folder, reconstructor, pilot)
     finally:  # after Ctrl-C too: the file covers every record, and no image is claimed any more
         folder.give_back_claims()
         folder.save_metrics()
@@ -111,11 +114,30 @@ def followed(settings: RunSettings, config: dict) -> tuple[RunSettings, dict]:
     return own, followed_config(config, own.model, own.sampler)
 
 
-def tuned_for(operator: Operator, asked: list[Pending]) -> Operator:
+def with_noise(problem: Problem, pilot: NoisePilot) -> Problem:
+    """The problem with the noise level that the pilot finds, where its measurement shows none.
+
+    Raises:
+        DataError: nothing came out of it.
+    """
+    if problem.noise not in ("silent", "symmetrised"):
+        return problem
+    if problem.noise == "symmetrised":
+        say(f"{problem.title}: conjugate entries are equal to rounding, as after symmetrising: half of them count")
+    try:
+        sigma = pilot(problem.operator, problem.to(pilot.device).y, problem.image_id)
+    except ValueError as error:
+        raise DataError(
+            f"image {problem.image_id}: task.noise_sigma=auto: {error}; say task.noise_sigma=NUMBER"
+        ) from error
+    return replace(problem, operator=problem.operator.with_noise(sigma), noise="effective")
+
+
+def tuned_for(operator: Operator, asked: list[Pending], pilot: NoisePilot) -> Operator:
     """The operator at the noise level of the first measurement that can be read."""
     for pending in asked:
         try:
-            return operator.with_noise(pending.load(keep=True).operator.noise_sigma)
+            return operator.with_noise(with_noise(pending.load(keep=True), pilot).operator.noise_sigma)
         except DataError:
             continue
     return operator
@@ -188,7 +210,7 @@ def what_is_there(folder: RunFolder, asked: list[Pending], sums: SumsOf, device:
     return lines
 
 
-def work_on(pending: Pending, folder: RunFolder, reconstructor: Reconstructor) -> None:
+def work_on(pending: Pending, folder: RunFolder, reconstructor: Reconstructor, pilot: NoisePilot) -> None:
     """Reconstruct one image, unless it is finished, cannot be read, or another process works on it."""
     if is_finished(folder.summary(pending.image_id), pending):
         leave(pending, "finished before, skipped", reconstructor)
@@ -200,7 +222,7 @@ def work_on(pending: Pending, folder: RunFolder, reconstructor: Reconstructor) -
             leave(pending, "finished by another process, skipped", reconstructor)
         else:
             try:
-                problem = pending.load()
+                problem = with_noise(pending.load(), pilot)
             except DataError as error:
                 leave(pending, f"left out: {shown(str(error))}", reconstructor)
                 folder.save(skipped_record(pending, str(error)))

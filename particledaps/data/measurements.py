@@ -177,24 +177,19 @@ def centred_amplitudes(
     return magnitudes.to_centred_amplitude(y, convention)
 
 
-def with_its_noise(operator: Operator, y: torch.Tensor, image_id: int) -> Operator:
+def with_its_noise(operator: Operator, y: torch.Tensor) -> tuple[Operator, str]:
     """The operator with the noise level that its measurement ``y`` ``(1, ...)`` shows (``task.noise_sigma=auto``).
 
-    Raises:
-        DataError: it shows none.
+    Returns:
+        The operator, and ``shown``; or as it was, and ``silent`` where nothing in y shows its noise, ``symmetrised``
+        where conjugate entries are equal to rounding, so that half of them tell nothing.
     """
     found = operator.estimated_noise_sigma(y)
     if found is None:
-        raise DataError(
-            f"task.noise_sigma=auto: image {image_id}: nothing in a measurement of {operator.name} shows its noise; "
-            "say task.noise_sigma=NUMBER"
-        )
+        return operator, "silent"
     if found.item() <= SYMMETRISED * y.square().mean().sqrt().item():
-        raise DataError(
-            f"task.noise_sigma=auto: image {image_id}: conjugate entries are equal to rounding, as in a measurement "
-            "that was symmetrised, so that half of its entries tell nothing; say task.noise_sigma=NUMBER"
-        )
-    return operator.with_noise(found.item())
+        return operator, "symmetrised"
+    return operator.with_noise(found.item()), "shown"
 
 
 def explain(doubt: Doubt, given: Convention, size: tuple[int, int]) -> str:

@@ -119,10 +119,11 @@ class Inputs:
             if convention is not None:
                 y = centred_amplitudes(y, image_id, convention, self.prior.image_shape, task)
             bound, y = leave_out(own, y)
+            noise = "given"
             if task.noise_sigma == AUTO:
-                bound = with_its_noise(bound, y[None], image_id)
+                bound, noise = with_its_noise(bound, y[None])
             check_magnitude(bound, y[None], image_id, self.prior.image_shape)
-            return Problem(image_id, source.name, "measured", bound, y[None], None, source)
+            return Problem(image_id, source.name, "measured", bound, y[None], None, source, noise)
 
         left_out = [int(y.isnan().sum()) for _, y, _, _ in rows]
         told = gaps_told(path, left_out, sum(y.numel() for _, y, _, _ in rows), operator.part_name)
@@ -172,9 +173,14 @@ def _check_some(found: Sequence[Pending], on_error: str) -> None:
 def noise_line(problem: Problem) -> str | None:
     """What a measurement shows of its noise, where that is what counts, or not what the configuration says."""
     operator = problem.operator
-    found = operator.estimated_noise_sigma(problem.y)
-    if found is not None and found.item() == operator.noise_sigma:
+    if problem.noise == "shown":
         return f"{problem.title}: noise_sigma={operator.noise_sigma:.3g}, as the measurement shows it"
+    if problem.noise == "effective":
+        return (
+            f"{problem.title}: noise_sigma={operator.noise_sigma:.3g}, effective: what the prior's decoder cannot say "
+            "counts as noise"
+        )
+    found = operator.estimated_noise_sigma(problem.y)
     if found is None or abs(found.item() / operator.noise_sigma - 1) <= NOISE_TOLERANCE:
         return None
     return (

@@ -239,6 +239,7 @@ class Reconstructor:
             "measurement": {
                 "loss": loss,
                 "noise_sigma": problem.operator.noise_sigma,
+                "noise": problem.noise,
                 "noise_floor": floor_mean,
                 "noise_floor_std": floor.std.item(),
                 "excess": [value - floor_mean for value in loss],

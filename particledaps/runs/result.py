@@ -26,6 +26,8 @@ class Problem:
         y: ``(1, ...)``.
         truth: ``(1, C, H, W)`` in [-1, 1], or None.
         source: the file, row or picture that it comes from.
+        noise: where the operator's noise level comes from: ``given``; or, with ``task.noise_sigma=auto``, ``shown`` by
+            y, ``effective`` (beside the image), or still unknown: ``silent``, ``symmetrised``.
     """
 
     image_id: int
@@ -35,6 +37,7 @@ class Problem:
     y: torch.Tensor
     truth: torch.Tensor | None
     source: Source
+    noise: str = "given"
 
     @property
     def title(self) -> str:

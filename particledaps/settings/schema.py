@@ -132,7 +132,8 @@ class TaskSettings:
             (:mod:`particledaps.settings.tasks`).
         oversample: padding of phase retrieval in eighths of the side.
         noise_sigma: standard deviation of the measurement noise; of phase retrieval that of the amplitudes. ``auto``:
-            as each given measurement shows it (conjugate pairs; pixels that a mask leaves out).
+            as each given measurement shows it (conjugate pairs; pixels that a mask leaves out), else the effective
+            one, estimated beside the image: what the prior's decoder cannot say counts as noise.
         measurement: what a given phase-retrieval file holds: ``amplitude``, or ``intensity`` (squared amplitudes).
         origin: where its frequency 0 is: ``centre``, or ``corner`` (the order of ``fft2``).
         mcmc: MCMC values per prior family.
