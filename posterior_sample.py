@@ -24,7 +24,7 @@ from particledaps.runs.finished import finished_before  # noqa: E402
 from particledaps.settings.command_line import CONFIG_DIR, fail, member, register, run  # noqa: E402
 from particledaps.settings.family import followed_config  # noqa: E402
 from particledaps.settings.statuses import DISK, FAILED, NOTHING, SKIPPED, StoppedError, disk_fault  # noqa: E402
-from plan import RunSettings, follow_family, is_to_be_measured, validate, with_preset  # noqa: E402
+from run_settings import RunSettings, follow_family, is_to_be_measured, validate, with_preset  # noqa: E402
 
 register("run_settings", RunSettings)
 

@@ -33,17 +33,8 @@ from particledaps.settings.environment import environment, keep_threads
 from particledaps.settings.family import followed_config
 from particledaps.settings.presets import NAME, preset_text
 from particledaps.settings.statuses import StoppedError
-from plan import (
-    Plan,
-    RunSettings,
-    build_plan,
-    follow_family,
-    is_to_be_measured,
-    loop_settings,
-    preset_made_for,
-    validate,
-    with_preset,
-)
+from plan import Plan, build_plan, loop_settings
+from run_settings import RunSettings, follow_family, is_to_be_measured, preset_made_for, validate, with_preset
 from tuning import tune
 
 

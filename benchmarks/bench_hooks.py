@@ -33,12 +33,8 @@ from particledaps.settings.build import build_operator, build_prior  # noqa: E40
 from particledaps.settings.command_line import compose_config  # noqa: E402
 from particledaps.settings.device import synchronise  # noqa: E402
 from particledaps.streams import ParticleStreams, measurement_generator  # noqa: E402
-from plan import (  # noqa: E402
-    RunSettings,
-    build_plan,
-    loop_settings,
-    validate,
-)
+from plan import build_plan, loop_settings  # noqa: E402
+from run_settings import RunSettings, validate  # noqa: E402
 from sampler import LatentDAPS  # noqa: E402
 
 POSTERIOR = ["optimization_step=0", "optimization_prior_sigma=0.1", "optimization_max_iters=60"]

@@ -18,8 +18,8 @@ sys.path.insert(0, str(ROOT))
 from omegaconf import OmegaConf  # noqa: E402
 
 import generate  # noqa: E402
-import plan  # noqa: E402
 import posterior_sample  # noqa: E402, F401  (registers the configuration)
+import run_settings  # noqa: E402
 import train_prior  # noqa: E402, F401
 from particledaps.settings.command_line import CONFIG_DIR, compose_config  # noqa: E402
 from particledaps.settings.hook_keys import flat_name  # noqa: E402
@@ -28,7 +28,7 @@ from particledaps.settings.tasks import OPERATORS, RESERVED  # noqa: E402
 from particledaps.training.settings import TrainingSettings  # noqa: E402
 
 PAGE = ROOT / "docs" / "keys.md"
-PROGRAMS = {"config": plan.RunSettings, "generate": generate.GenerateSettings, "train_prior": TrainingSettings}
+PROGRAMS = {"config": run_settings.RunSettings, "generate": generate.GenerateSettings, "train_prior": TrainingSettings}
 ATTRIBUTE = re.compile(r"^(\w+):\s+(.*)$")
 HEAD = """# Keys
 
@@ -130,7 +130,7 @@ def parts(prefix: str, kind: type, defaults: Any) -> Iterator[str]:
 
 def hook_tables() -> Iterator[str]:
     """A table of each hook's keys."""
-    for prefix, module in plan.KEYED.items():
+    for prefix, module in run_settings.KEYED.items():
         hints, texts = get_type_hints(module.Settings), described(module.Settings)
         yield f"## `{prefix}_*`: {Path(module.__file__).relative_to(ROOT)}"
         yield ""
@@ -199,7 +199,7 @@ def page() -> str:
     lines = [HEAD, "# posterior_sample.py", ""]
     lines += group_table()
     run = OmegaConf.to_object(compose_config("config", []))
-    lines += parts("", plan.RunSettings, run)
+    lines += parts("", run_settings.RunSettings, run)
     lines += family_table(run.sampler.families)
     lines += option_tables()
     lines += hook_tables()

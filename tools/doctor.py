@@ -35,7 +35,7 @@ from particledaps.doctor.installation import (
 )
 
 if TYPE_CHECKING:  # torch and Hydra may be what is missing
-    from plan import RunSettings
+    from run_settings import RunSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAM = "doctor.py"
@@ -91,7 +91,7 @@ def read_settings(overrides: list[str]) -> RunSettings:
 
     from particledaps.checks import SettingsError
     from particledaps.settings.command_line import check_overrides, compose_config, fail, register
-    from plan import RunSettings, validate
+    from run_settings import RunSettings, validate
 
     register("run_settings", RunSettings)
     problem = check_overrides("config", overrides)

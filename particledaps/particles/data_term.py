@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class Data(Protocol):
     """Data losses ``(P,)`` and, if asked for, their gradients like ``x``."""
 
-    def __call__(self, x: torch.Tensor, with_gradient: bool) -> tuple[torch.Tensor, torch.Tensor | None]: ...
+    def __call__(self, x: torch.Tensor, with_gradient: bool, /) -> tuple[torch.Tensor, torch.Tensor | None]: ...
 
 
 class PixelTerm:

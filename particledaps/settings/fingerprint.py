@@ -15,7 +15,7 @@ _of_runs: list[type] = []
 
 
 def of_runs(schema: type) -> type:
-    """Class decorator: the dataclass that describes the configuration of a run (:class:`plan.RunSettings`)."""
+    """Class decorator: the dataclass that describes the configuration of a run (:class:`run_settings.RunSettings`)."""
     _of_runs[:] = [schema]
     return schema
 
@@ -45,7 +45,7 @@ def changed_keys(first: Config, other: Config) -> list[str]:
 
 def _run_schema() -> type:
     if not _of_runs:
-        raise RuntimeError("nothing describes the configuration of a run yet: import plan first")
+        raise RuntimeError("nothing describes the configuration of a run yet: import run_settings first")
     return _of_runs[0]
 
 

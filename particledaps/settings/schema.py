@@ -1,6 +1,6 @@
 """Parts of the typed configuration of a run.
 
-With :class:`plan.RunSettings` the dataclasses are the single source of names, types and defaults; the files in
+With :class:`run_settings.RunSettings` the dataclasses are the single source of names, types and defaults; the files in
 ``configs/`` only override them, and :mod:`particledaps.settings.validation` checks them. A new key needs a neutral
 value (:mod:`particledaps.settings.keys`), so that stored runs go on.
 """

@@ -14,7 +14,7 @@ from tiny import QUICK, write_images
 
 from particledaps.settings.command_line import compose_config
 from particledaps.settings.family import followed_config
-from plan import follow_family
+from run_settings import follow_family
 
 ROOT = Path(__file__).resolve().parents[2]
 

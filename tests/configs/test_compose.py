@@ -16,7 +16,8 @@ from particledaps.settings.schema import CompatSettings
 from particledaps.settings.tasks import operator_of_image
 from particledaps.training.settings import TrainingSettings
 from particledaps.training.settings import validate as validate_training
-from plan import RunSettings, follow_family, loop_settings, resolve_chain, validate
+from plan import loop_settings
+from run_settings import RunSettings, follow_family, resolve_chain, validate
 
 NEEDS = {
     "data/folder": ["data.dir=images"],

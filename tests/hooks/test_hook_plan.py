@@ -14,11 +14,11 @@ from particledaps.operators.phase_retrieval import PhaseRetrieval
 from particledaps.particles.feature_spaces import ImageSpace, LatentSpace, build_feature_space
 from particledaps.runs.clock import PhaseClock
 from particledaps.settings.hook_keys import cut
-from plan import HookKeys, check_hooks
 from pruning import Pruning
 from repulsion import Repulsion, Settings
 from resample_opt import LatentOptimization
 from restarts import Restarts
+from run_settings import HookKeys, check_hooks
 
 # --- The plan --------------------------------------------------------------------------------------------------------
 

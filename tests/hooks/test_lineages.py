@@ -7,7 +7,7 @@ from test_restarts import IDS, Spoil, losses, restarted_run, restarts
 
 from particledaps.checks import SettingsError
 from particledaps.streams import ParticleStreams
-from plan import RunSettings, validate
+from run_settings import RunSettings, validate
 from sampler import Info
 
 

@@ -13,7 +13,7 @@ from particledaps.checks import SettingsError
 from particledaps.particles.descent import DescentSettings, ParticleObjective, optimise, polish
 from particledaps.particles.lbfgs import LBFGS, LONGEST
 from particledaps.settings.command_line import compose_config
-from plan import validate
+from run_settings import validate
 
 SIGMA, TAU = 0.3, 0.5
 SETTINGS = DescentSettings(lr=0.02, max_iters=3000, weight_decay=0.0, prior_sigma=SIGMA, tau=TAU)
@@ -44,6 +44,15 @@ def test_lbfgs_is_there_in_few_iterations_each_particle_on_its_own():
     np.testing.assert_allclose(moved.reshape(3, -1), np.tile(mode_of_the_posterior(), (3, 1)), atol=1e-6)
     for i in range(3):
         torch.testing.assert_close(polish(z[i : i + 1], y[:1], prior, operator, settings), moved[i : i + 1])
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_lbfgs_stays_at_the_minimum(count):
+    """There the differences of gradients are their rounding, of any curvature."""
+    prior, operator = problem()
+    z, y = start(count)
+    moved = polish(z, y, prior, operator, replace(SETTINGS, method="lbfgs", max_iters=400))
+    np.testing.assert_allclose(moved.reshape(count, -1), np.tile(mode_of_the_posterior(), (count, 1)), atol=1e-6)
 
 
 def test_a_particle_stops_where_it_gains_no_more():

@@ -26,7 +26,6 @@ from particledaps.checks import Checks, SettingsError
 from particledaps.paths.schedules import edm_path
 from particledaps.runs.clock import PhaseClock
 from particledaps.streams import SHARED, ParticleStreams
-from plan import HookKeys, check_hooks
 from resampling import (
     Resampling,
     Settings,
@@ -36,6 +35,7 @@ from resampling import (
     systematic_counts,
     tempered_weights,
 )
+from run_settings import HookKeys, check_hooks
 from sampler import Info
 
 PATH = edm_path(LEVELS, SIGMA_MAX, SIGMA_MIN)

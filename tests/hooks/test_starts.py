@@ -15,7 +15,7 @@ from particledaps.priors.autoencoder import IdentityAutoencoder
 from particledaps.priors.prior import Prior
 from particledaps.settings.hook_keys import cut
 from particledaps.streams import ParticleStreams
-from plan import HookKeys, check_hooks
+from run_settings import HookKeys, check_hooks
 from sampler import Info, Start
 
 SHAPE = (3, 8, 8)

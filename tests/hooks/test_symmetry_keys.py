@@ -13,7 +13,7 @@ from tiny import QUICK, reconstruct
 
 from particledaps.checks import SettingsError
 from particledaps.runs.clock import PhaseClock
-from plan import RunSettings, validate
+from run_settings import RunSettings, validate
 from sampler import Info
 from symmetry import SymmetryMoves
 

@@ -9,7 +9,8 @@ from particledaps.checks import SettingsError
 from particledaps.settings.command_line import compose_config
 from particledaps.settings.family import followed_config
 from particledaps.settings.fingerprint import config_sha256
-from plan import follow_family, loop_settings, resolve_chain, validate
+from plan import loop_settings
+from run_settings import follow_family, resolve_chain, validate
 
 ANNEALING = {"pixel": (200, 100.0, 0.1), "ldm": (50, 10.0, 0.1), "sd": (50, 10.0, 0.1)}
 INNER = {"pixel": (5, 0.01), "ldm": (2, 0.001), "sd": (2, 0.001)}

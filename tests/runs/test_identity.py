@@ -15,7 +15,7 @@ from particledaps.settings.command_line import compose_config
 from particledaps.settings.family import followed_config
 from particledaps.settings.fingerprint import changed_keys, config_sha256, identity
 from particledaps.settings.keys import facts
-from plan import RunSettings, follow_family
+from run_settings import RunSettings, follow_family
 
 STORED = yaml.safe_load((Path(__file__).parents[1] / "stored" / "config_2b9fc01.yaml").read_text())
 SHA256_2B9FC01 = "e9ef9572363fad8adbecc8c06f7108b84a2fefb500d67c5f70b59ddcec9d5dbf"

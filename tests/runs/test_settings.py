@@ -9,7 +9,7 @@ from particledaps.checks import SettingsError
 from particledaps.settings.command_line import compose_config
 from particledaps.settings.fingerprint import config_sha256
 from particledaps.settings.schema import ChainConfig
-from plan import resolve_chain, validate
+from run_settings import resolve_chain, validate
 
 IGNORED = {
     "name",
@@ -19,6 +19,7 @@ IGNORED = {
     "use_tpu",
     "save_trajectory",
     "on_error",
+    "preset",  # what it fills is in the identity
     "data.start_id",
     "data.end_id",
 }

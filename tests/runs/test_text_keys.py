@@ -7,7 +7,7 @@ import posterior_sample  # noqa: F401 (registers the schema)
 import train_prior  # noqa: F401
 from particledaps.settings.command_line import compose_config, literal
 from particledaps.settings.text_keys import quote_text, text_keys
-from plan import RunSettings
+from run_settings import RunSettings
 
 TYPED = [
     "12e4567",

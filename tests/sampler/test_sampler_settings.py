@@ -23,8 +23,8 @@ from sampler_support import (
     settings,
 )
 
-import sampler
 from particledaps.diffusion.mcmc import ChainSettings
+from particledaps.particles import level_posterior
 from particledaps.particles.data_term import DataTerm
 from particledaps.particles.local_posterior import local_posterior
 from particledaps.paths.schedules import edm_path
@@ -70,7 +70,7 @@ def test_potential_of_the_local_target_belongs_to_its_gradient(half):
 
 def test_chain_noise_comes_from_a_stream_per_purpose_and_level():
     state, streams, cpu = full_state(), ParticleStreams(0, 0), torch.device("cpu")
-    normal_draw, uniform_draw = sampler.chain_noise(state, 3, state.z)
+    normal_draw, uniform_draw = level_posterior.chain_noise(state, 3, state.z)
     proposals = streams.generators(state.ids, "mcmc", 3, cpu)
     deciders = streams.generators(state.ids, "accept", 3, cpu)
     for _ in range(2):

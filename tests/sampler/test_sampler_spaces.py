@@ -35,11 +35,11 @@ from sampler_support import (
     settings,
 )
 
-import sampler
 from particledaps.diffusion.analytic import GaussianDenoiser, GaussianMixtureDenoiser
 from particledaps.diffusion.covariance import CovarianceTable
 from particledaps.diffusion.mcmc import ChainSettings
 from particledaps.operators.operator import Operator
+from particledaps.particles import level_posterior
 from particledaps.particles.clean_estimate import NUM_LEVELS, measured_covariance, measured_levels
 from particledaps.particles.data_term import PixelTerm
 from particledaps.particles.local_posterior import local_posterior
@@ -137,7 +137,7 @@ def unobserved_std(covariance, space="latent"):
 
 @pytest.mark.parametrize("space", ["latent", "pixel"])
 def test_an_unobserved_direction_keeps_the_width_of_the_prior(monkeypatch, space):
-    monkeypatch.setattr(sampler, "chain_noise", stream_chain_noise)
+    monkeypatch.setattr(level_posterior, "chain_noise", stream_chain_noise)
     assert unobserved_std(covariance=True, space=space) == pytest.approx(1.0, abs=1e-3)
 
 
@@ -210,7 +210,7 @@ class Nothing(Operator):
 
 
 def test_mode_weights_of_a_mixture(monkeypatch):
-    monkeypatch.setattr(sampler, "chain_noise", stream_chain_noise)
+    monkeypatch.setattr(level_posterior, "chain_noise", stream_chain_noise)
     means = torch.tensor([-MODE, MODE], dtype=F64).reshape(2, 1, 1, 1)
     weights = torch.tensor([WEIGHT, 1 - WEIGHT], dtype=F64)
     denoiser = GaussianMixtureDenoiser(weights, means, torch.full((2,), STD, dtype=F64))
@@ -246,7 +246,7 @@ class AffineOperator(MatrixOperator):
 
 @pytest.mark.parametrize("around", ["sigma", "measured"])
 def test_one_exact_draw_a_level_is_a_converged_chain(monkeypatch, around):
-    monkeypatch.setattr(sampler, "chain_noise", stream_chain_noise)
+    monkeypatch.setattr(level_posterior, "chain_noise", stream_chain_noise)
     path = edm_path(8, 40.0, 0.5)
     table = analytic_table(path, PRIOR_COVARIANCE, (3, 1, 1)) if around == "measured" else None
     own = settings(ChainSettings("cg", 20), path=path, inner_path=posterior_mean_path, covariance=table, space="pixel")

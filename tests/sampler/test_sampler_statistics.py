@@ -21,9 +21,9 @@ from sampler_support import (
     settings,
 )
 
-import sampler
 from particledaps.diffusion.analytic import GaussianMixtureDenoiser
 from particledaps.diffusion.mcmc import ChainSettings
+from particledaps.particles import level_posterior
 from particledaps.paths.schedules import edm_path
 from particledaps.streams import ParticleStreams
 from sampler import LatentDAPS, SamplerSettings
@@ -228,7 +228,7 @@ def first_component(x):
 
 
 def mixture_samples(prior_term, monkeypatch, count=4000):
-    monkeypatch.setattr(sampler, "chain_noise", stream_chain_noise)
+    monkeypatch.setattr(level_posterior, "chain_noise", stream_chain_noise)
     arrays = (torch.from_numpy(a) for a in (WEIGHTS, MEANS[..., None, None], STDS))
     run_settings = SamplerSettings(
         path=edm_path(8, 6.0, 0.5),

@@ -97,7 +97,7 @@ class ImpulseStreams:
 
 
 def stream_chain_noise(state, level, like):
-    """A stand-in for ``sampler.chain_noise`` that draws a whole batch at once from ``state.streams``."""
+    """A stand-in for ``level_posterior.chain_noise`` that draws a whole batch at once from ``state.streams``."""
 
     def draw():
         return state.streams.normal(state.ids, "mcmc", level, like)

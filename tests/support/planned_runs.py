@@ -8,7 +8,8 @@ from sampler_support import LEVELS, SIGMA_MAX, SIGMA_MIN, Recorder, loop, measur
 from particledaps.paths.schedules import edm_path
 from particledaps.runs.clock import ClockHook, PhaseClock
 from particledaps.streams import ParticleStreams
-from plan import RunSettings, build_plan
+from plan import build_plan
+from run_settings import RunSettings
 from sampler import Info
 
 CPU, IDS = torch.device("cpu"), [0, 1, 2, 3]

@@ -17,8 +17,8 @@ from analytic import (
     stream_chain_noise,
 )
 
-import sampler
 from particledaps.diffusion.mcmc import ChainSettings
+from particledaps.particles import level_posterior
 from particledaps.paths.schedules import edm_path
 from particledaps.streams import ParticleStreams
 from sampler import Hook, LatentDAPS, SamplerSettings, State
@@ -98,7 +98,7 @@ def ode_map(sigma, solver):
 
 def impulse_response(run_settings, monkeypatch, draws_per_chain, prior_and_operator=None):
     """Mean and covariance of the sampler's answer from its own response to every unit of noise."""
-    monkeypatch.setattr(sampler, "chain_noise", stream_chain_noise)
+    monkeypatch.setattr(level_posterior, "chain_noise", stream_chain_noise)
     prior, operator = prior_and_operator or problem()
     streams, draws = ImpulseStreams(), 1 + run_settings.num_levels * (1 + draws_per_chain)
     size = math.prod(prior.latent_shape)
