@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -38,6 +38,25 @@ from run_settings import RunSettings, follow_family, is_to_be_measured, preset_m
 from tuning import tune
 
 
+@dataclass(frozen=True)
+class Started:
+    """A run whose inputs were looked at and whose folder is open.
+
+    Attributes:
+        folder: where its results go.
+        asked: the images.
+        reconstructor: what works on them.
+        pilot: finds noise levels that nobody gave.
+        sums_now: checksums of the inputs.
+    """
+
+    folder: RunFolder
+    asked: list[Pending]
+    reconstructor: Reconstructor
+    pilot: NoisePilot
+    sums_now: SumsOf
+
+
 def sample(settings: RunSettings, config: dict) -> Missing:
     """Run every image that is not finished yet, and print the table.
 
@@ -49,54 +68,64 @@ def sample(settings: RunSettings, config: dict) -> Missing:
         OSError: the results cannot be written (any more); what is finished stays.
         StoppedError: the device has no memory for the prior, or answers no more.
     """
-    asked_for = settings, config
     validate(with_preset(settings))
-    to_measure = is_to_be_measured(settings)
-    settings, config = followed(with_preset(settings), config)
     device = choose_device(settings.device, settings.gpu, settings.use_tpu)
     say(slow_precision(settings.precision, device))
-    folder = RunFolder(settings.save_dir, settings.name, config)
-    if to_measure and folder.is_begun:
-        raise SettingsError(f"preset=auto: {folder.path} holds a run without a preset of its own; choose another name=")
-    ids = folder_ids(settings.data, folder)
-    say(keep_threads([r.get("environment") or {} for r in folder.summaries()]))
-    operator, calls = build_operator(settings.task), Calls()
     try:
-        prior, weights = load_prior(settings, folder, device, calls)
-        inputs = Inputs(settings.data, settings.task, settings.seed, prior, operator, ids)
-        asked = inputs.find(settings.on_error)
-        pilot = NoisePilot(prior, device)
-        if to_measure:
-            tuned = tune(prior, tuned_for(operator, asked, pilot), device)
-            text = preset_text(tuned.values, tuned.measured, preset_made_for(asked_for[0]))
-            folder.keep_once(NAME, text, lambda: not is_to_be_measured(asked_for[0]))
-            say(*tuned.lines())
-            settings, config = followed(with_preset(asked_for[0]), asked_for[1])
-            validate(settings)
-            folder = RunFolder(settings.save_dir, settings.name, config)
-        loop = loop_settings(settings, prior.is_pixel)
-        covariance = kept_covariance(settings, folder, prior, weights, loop.path, device)
-        plan = build_plan(settings, prior, operator, replace(loop, covariance=covariance), device)
-        reconstructor = prepare(settings, plan, folder, weights, calls)
+        run = start(settings, config, device)
     except torch.OutOfMemoryError as error:
         raise StoppedError(
             f"out of memory while the prior was loaded ({' '.join(str(error).split())[:160]}): use precision=bfloat16 "
             "or float16, or a device with more memory (gpu=N)"
         ) from error
+    say(*what_is_there(run.folder, run.asked, run.sums_now, device))
+    try:
+        with RunProgress(len(run.asked)) as run.reconstructor.progress:
+            for pending in run.asked:
+                work_on(pending, run)
+    finally:  # after Ctrl-C too: the file covers every record, and no image is claimed any more
+        run.folder.give_back_claims()
+        run.folder.save_metrics()
+    return report(run.folder, run.asked)
+
+
+def start(asked_for: RunSettings, config: dict, device: torch.device) -> Started:
+    """Load the prior, look at every input, measure what is left open, and only then open the folder."""
+    settings, own_config = followed(with_preset(asked_for), config)
+    folder = RunFolder(settings.save_dir, settings.name, own_config)
+    if is_to_be_measured(asked_for) and folder.is_begun:
+        raise SettingsError(f"preset=auto: {folder.path} holds a run without a preset of its own; choose another name=")
+    ids = folder_ids(settings.data, folder)
+    say(keep_threads([r.get("environment") or {} for r in folder.summaries()]))
+    operator, calls = build_operator(settings.task), Calls()
+    prior, weights = load_prior(settings, folder, device, calls)
+    inputs = Inputs(settings.data, settings.task, settings.seed, prior, operator, ids)
+    asked, pilot = inputs.find(settings.on_error), NoisePilot(prior, device)
+    if is_to_be_measured(asked_for):
+        tune_preset(asked_for, folder, prior, tuned_for(operator, asked, pilot), device)
+        settings, own_config = followed(with_preset(asked_for), config)
+        validate(settings)
+        folder = RunFolder(settings.save_dir, settings.name, own_config)
+    loop = loop_settings(settings, prior.is_pixel)
+    covariance = kept_covariance(settings, folder, prior, weights, loop.path, device)
+    plan = build_plan(settings, prior, operator, replace(loop, covariance=covariance), device)
+    reconstructor = prepare(settings, plan, folder, weights, calls)
     folder.open()
     if covariance is not None:
         keep(covariance, folder.path / COVARIANCE, weights)
     if ids is not None:
         folder.keep_files(ids)
-    say(*what_is_there(folder, asked, inputs.sums_now, device))
-    try:
-        with RunProgress(len(asked)) as reconstructor.progress:
-            for pending in asked:
-                work_on(pending, folder, reconstructor, pilot)
-    finally:  # after Ctrl-C too: the file covers every record, and no image is claimed any more
-        folder.give_back_claims()
-        folder.save_metrics()
-    return report(folder, asked)
+    return Started(folder, asked, reconstructor, pilot, inputs.sums_now)
+
+
+def tune_preset(
+    asked_for: RunSettings, folder: RunFolder, prior: Prior, operator: Operator, device: torch.device
+) -> None:
+    """Measure what ``preset=auto`` stands for, and keep it in the run's folder."""
+    tuned = tune(prior, operator, device)
+    text = preset_text(tuned.values, tuned.measured, preset_made_for(asked_for))
+    folder.keep_once(NAME, text, lambda: not is_to_be_measured(asked_for))
+    say(*tuned.lines())
 
 
 def followed(settings: RunSettings, config: dict) -> tuple[RunSettings, dict]:
@@ -201,8 +230,9 @@ def what_is_there(folder: RunFolder, asked: list[Pending], sums: SumsOf, device:
     return lines
 
 
-def work_on(pending: Pending, folder: RunFolder, reconstructor: Reconstructor, pilot: NoisePilot) -> None:
+def work_on(pending: Pending, run: Started) -> None:
     """Reconstruct one image, unless it is finished, cannot be read, or another process works on it."""
+    folder, reconstructor = run.folder, run.reconstructor
     if is_finished(folder.summary(pending.image_id), pending):
         leave(pending, "finished before, skipped", reconstructor)
         return
@@ -213,7 +243,7 @@ def work_on(pending: Pending, folder: RunFolder, reconstructor: Reconstructor, p
             leave(pending, "finished by another process, skipped", reconstructor)
         else:
             try:
-                problem = with_noise(pending.load(), pilot)
+                problem = with_noise(pending.load(), run.pilot)
             except DataError as error:
                 leave(pending, f"left out: {shown(str(error))}", reconstructor)
                 folder.save(skipped_record(pending, str(error)))

@@ -61,7 +61,8 @@ class LBFGS:
 
     def _compare(self, z: torch.Tensor, gradient: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
         """Add the pair of the last step; its inverse curvature, or ``first`` where it has none, the last one's where
-        the step was too short to tell."""
+        the step was too short to tell.
+        """
         assert self.before is not None and self.scale is not None
         s, y = z - self.before[0], gradient - self.before[1]
         short = root_mean_square(s) < torch.finfo(z.dtype).eps ** (2 / 3) * root_mean_square(z)
