@@ -172,6 +172,9 @@ def export(
     network = load_stage(folder / "denoiser", build_denoiser(settings.denoiser, latents))
     facts: dict[str, Any] = {"name": settings.name, "source": settings.source, "licence": settings.licence}
     stages = STAGES[:2] if isinstance(autoencoder, KLAutoencoder) else STAGES[1:2]
+    facts |= {"sigma_data": latents.sigma_data}
+    if settings.denoiser.noise_offset > 0:
+        facts["noise_offset"] = settings.denoiser.noise_offset
     facts |= {"seed": settings.seed, "training": {stage: progress(folder / stage) for stage in stages}}
     if data.class_names:
         facts["class_names"] = list(data.class_names)

@@ -28,11 +28,11 @@ class NoiseMap(Protocol):
     def sigma_to_t(self, sigma: torch.Tensor | float) -> torch.Tensor: ...
 
 
-class EpsilonDenoiser(nn.Module):
-    r"""From a network that predicts the noise: :math:`D = z - \sigma F(z / \sqrt{1 + \sigma^2}, t(\sigma))`.
+class _TimedDenoiser(nn.Module):
+    """A network that is told a timestep.
 
     Args:
-        network: ``network(input, t) -> epsilon``.
+        network: ``network(input, t) -> prediction``.
         noise: the network's own map from sigma to timestep.
     """
 
@@ -40,23 +40,32 @@ class EpsilonDenoiser(nn.Module):
         super().__init__()
         self.network, self.noise = network, noise
 
+    def around(self, network: Network) -> _TimedDenoiser:
+        """The same of another network."""
+        return type(self)(network, self.noise).train(self.training)
+
+
+class EpsilonDenoiser(_TimedDenoiser):
+    r"""From a network that predicts the noise: :math:`D = z - \sigma F(z / \sqrt{1 + \sigma^2}, t(\sigma))`.
+
+    Args:
+        network: ``network(input, t) -> epsilon``.
+        noise: the network's own map from sigma to timestep.
+    """
+
     def forward(self, z: torch.Tensor, sigma: torch.Tensor | float) -> torch.Tensor:
         s = broadcast_sigma(sigma, z)
         epsilon = self.network(z / (1 + s.square()).sqrt(), self.noise.sigma_to_t(network_sigma(sigma, z)))
         return z - s * epsilon
 
 
-class VDenoiser(nn.Module):
+class VDenoiser(_TimedDenoiser):
     r"""From a network that predicts :math:`v = \sqrt{\bar\alpha} \epsilon - \sqrt{1 - \bar\alpha} z_0`.
 
     .. math:: D = \frac{z}{1 + \sigma^2} - \frac{\sigma}{\sqrt{1 + \sigma^2}} F
 
     (Salimans and Ho 2022.)
     """
-
-    def __init__(self, network: Network, noise: NoiseMap) -> None:
-        super().__init__()
-        self.network, self.noise = network, noise
 
     def forward(self, z: torch.Tensor, sigma: torch.Tensor | float) -> torch.Tensor:
         s = broadcast_sigma(sigma, z)
@@ -65,19 +74,15 @@ class VDenoiser(nn.Module):
         return z / scale.square() - s / scale * v
 
 
-class X0Denoiser(nn.Module):
+class X0Denoiser(_TimedDenoiser):
     r"""From a network that predicts the clean latent: :math:`D = F(z / \sqrt{1 + \sigma^2}, t(\sigma))`."""
-
-    def __init__(self, network: Network, noise: NoiseMap) -> None:
-        super().__init__()
-        self.network, self.noise = network, noise
 
     def forward(self, z: torch.Tensor, sigma: torch.Tensor | float) -> torch.Tensor:
         s = broadcast_sigma(sigma, z)
         return self.network(z / (1 + s.square()).sqrt(), self.noise.sigma_to_t(network_sigma(sigma, z)))
 
 
-class FlowDenoiser(nn.Module):
+class FlowDenoiser(_TimedDenoiser):
     r"""From a network that predicts the velocity :math:`\epsilon - z_0` of rectified flow (Liu et al. 2023).
 
     It sees :math:`(1 - t) z_0 + t \epsilon = z / (1 + \sigma)` with :math:`t = \sigma / (1 + \sigma)`:
@@ -88,10 +93,6 @@ class FlowDenoiser(nn.Module):
         network: ``network(input, t) -> velocity``.
         noise: the map from sigma to the network's timestep.
     """
-
-    def __init__(self, network: Network, noise: NoiseMap) -> None:
-        super().__init__()
-        self.network, self.noise = network, noise
 
     def forward(self, z: torch.Tensor, sigma: torch.Tensor | float) -> torch.Tensor:
         s = broadcast_sigma(sigma, z)

@@ -21,6 +21,7 @@ from torch import nn
 
 from particledaps.checkout import ROOT
 from particledaps.diffusion.denoiser import EDMDenoiser
+from particledaps.diffusion.targets import TARGETS, TrainedDenoiser, denoiser_of, noise_map, target_of
 from particledaps.priors.autoencoder import KLAutoencoder
 from particledaps.priors.conditioning import Condition, Conditions
 from particledaps.priors.embedded_checks import (
@@ -52,7 +53,7 @@ ENTRIES = {
 """Entries of ``config.json``, and their types, by how images become latents."""
 
 
-def save_embedded(folder: Path, autoencoder: nn.Module, denoiser: EDMDenoiser, facts: dict[str, Any]) -> None:
+def save_embedded(folder: Path, autoencoder: nn.Module, denoiser: TrainedDenoiser, facts: dict[str, Any]) -> None:
     """Write a prior as float16 safetensors and ``config.json``.
 
     Args:
@@ -76,17 +77,30 @@ def save_embedded(folder: Path, autoencoder: nn.Module, denoiser: EDMDenoiser, f
         halves = {AUTOENCODER: _half(autoencoder.network.state_dict())} | halves
     else:
         config |= {"encoding": encoding_of(autoencoder), "patch": denoiser.network.patch}
-        config |= {"sigma_min": denoiser.sigma_min}
-    config |= {
-        "sigma_data": denoiser.sigma_data,
-        "noise_scale": denoiser.noise_scale,
-        "denoiser": public_config(denoiser.network.unet),
-    }
+        config |= {"sigma_min": getattr(denoiser, "sigma_min", 0.0)}
+    config |= preconditioning(denoiser) | {"denoiser": public_config(denoiser.network.unet)}
     check_export(config, halves)
     folder.mkdir(parents=True, exist_ok=True)
     for name, weights in halves.items():
         save_file(weights, folder / name)
     (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n")
+
+
+def preconditioning(denoiser: TrainedDenoiser) -> dict[str, Any]:
+    """Entries of ``config.json`` from which :func:`_denoiser` builds the same denoiser around its network."""
+    if isinstance(denoiser, EDMDenoiser):
+        return {"sigma_data": denoiser.sigma_data, "noise_scale": denoiser.noise_scale}
+    target, terminal = target_of(denoiser)
+    return {"target": target, "zero_terminal_snr": terminal}
+
+
+def _denoiser(config: dict[str, Any], network: UNetNetwork, parts: tuple[int, ...] = ()) -> TrainedDenoiser:
+    target, scale = config.get("target", "edm"), config["sigma_data"]
+    noise = noise_map(target, config.get("zero_terminal_snr", False))
+    scale = scale if isinstance(scale, list) else float(scale)
+    return denoiser_of(
+        target, network, noise, scale, float(config.get("noise_scale", 1)), parts, float(config.get("sigma_min", 0))
+    )
 
 
 def load_embedded(folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Prior:
@@ -112,7 +126,7 @@ def _load_latent(config: dict[str, Any], folder: Path) -> Prior:
     statistics = (torch.tensor(config[key]) for key in ("latent_mean", "latent_std"))
     unet = _load_network(UNet2DModel, config["denoiser"], folder / DENOISER, UNetNetwork)
     check_sides(network, unet.unet, folder / CONFIG)
-    denoiser = EDMDenoiser(unet, float(config["sigma_data"]), float(config["noise_scale"]))
+    denoiser = _denoiser(config, unet)
     side, channels = network.config.sample_size * patch, network.config.in_channels // patch**2
     return Prior(
         name=config["name"],
@@ -135,7 +149,7 @@ def _load_transformed(config: dict[str, Any], folder: Path) -> Prior:
     network = _load_network(UNet2DModel, config["denoiser"], folder / DENOISER, around)
     shape, image_shape = transform_shapes(transform, network, path)
     parts, scale = transform.parts(image_shape[0]), config["sigma_data"]
-    denoiser = EDMDenoiser(network, scale, float(config["noise_scale"]), parts, float(config["sigma_min"]))
+    denoiser = _denoiser(config, network, parts)
     return Prior(
         name=config["name"],
         autoencoder=transform,
@@ -150,7 +164,7 @@ def _load_transformed(config: dict[str, Any], folder: Path) -> Prior:
     )
 
 
-def _class_conditions(denoiser: EDMDenoiser, config: dict[str, Any]) -> dict[str, Any]:
+def _class_conditions(denoiser: TrainedDenoiser, config: dict[str, Any]) -> dict[str, Any]:
     """Fields of a prior whose network knows classes: the last of its table is the null class."""
     count = denoiser.network.num_classes
     if not count:
@@ -177,8 +191,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:  # ValueError: neither JSON nor UTF-8, or endless digits
         raise PriorError(f"{path} is damaged: {error}") from error
     entries = config if isinstance(config, dict) else {}
-    needed = ENTRIES["transform" if "encoding" in entries else "autoencoder"]
+    needed = dict(ENTRIES["transform" if "encoding" in entries else "autoencoder"])
+    if entries.get("target", "edm") != "edm":
+        del needed["noise_scale"]
     wrong = [key for key, kind in needed.items() if not isinstance(entries.get(key), kind)]
+    wrong += ["target"] if entries.get("target", "edm") not in TARGETS else []
     if wrong:
         raise PriorError(f"{path} is damaged: no valid entry {', '.join(wrong)}; export the prior again")
     return config

@@ -1,9 +1,8 @@
-"""Stage two: a denoiser of latents, pixels or parts of them, with EDM preconditioning and weighting."""
+"""Stage two: a denoiser of latents, pixels or parts of them."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,16 +11,20 @@ from diffusers import UNet2DModel
 from torch import nn
 
 from particledaps.data.training_views import TrainingImages, step_generator
-from particledaps.diffusion.denoiser import EDMDenoiser
-from particledaps.diffusion.levels import broadcast_sigma
-from particledaps.diffusion.score import Denoiser
+from particledaps.diffusion.targets import (
+    SIGMA_RANGE,
+    TrainedDenoiser,
+    denoiser_of,
+    denoising_loss,
+    draw_levels,
+    draw_noise,
+    noise_map,
+)
 from particledaps.priors.autoencoder import Autoencoder
 from particledaps.priors.embedded_networks import UNetNetwork, around_unet
 from particledaps.training.loop import LoopSettings, TrainingLoop, plot_curve
 
 VALIDATION_SIGMAS = (0.1, 0.3, 0.5, 0.8, 1.2, 2.0, 5.0)
-SIGMA_RANGE = (0.002, 80.0)
-"""Sigmas of the training."""
 BATCH = 256
 """Latents that are validated at once."""
 
@@ -30,8 +33,7 @@ BATCH = 256
 class DenoiserSettings:
     r"""Network, noise distribution and loss of stage two.
 
-    The loss is EDM's: :math:`\lambda(\sigma) |D(z_0 + \sigma \epsilon; \sigma) - z_0|^2` with
-    :math:`\lambda = (\sigma^2 + \sigma_d^2) / (\sigma \sigma_d)^2` and
+    The loss of each target is in :mod:`particledaps.training.targets`; with ``edm``
     :math:`\ln \sigma \sim N(p_{mean}, p_{std}^2)` (Karras et al. 2022, table 1). Each part of the latents has a sigma
     of its own, drawn independently; the loss is the sum of the parts' losses.
 
@@ -43,8 +45,14 @@ class DenoiserSettings:
         head_channels: channels of an attention head.
         norm_groups: groups of the group normalisation.
         noise_scale: see :class:`particledaps.diffusion.denoiser.EDMDenoiser`.
-        sigma_data: root mean square of the latents; null: 1 for a trained autoencoder's (they are standardised), else
-            measured, one a part.
+        target: what the network predicts: ``edm`` (EDM's preconditioned F), ``eps``, ``v``, ``x0`` or ``flow`` (the
+            velocity of rectified flow).
+        zero_terminal_snr: with ``v`` or ``x0``: let the cosine schedule end without any signal.
+        min_snr_gamma: weigh each level by min(SNR, gamma) on the clean estimate; null: by the target's own error.
+        noise_offset: standard deviation of a noise that all pixels of a channel share; with more than 0 the prior is no
+            posterior mean under white noise, and the card says so.
+        sigma_data: of ``edm``: root mean square of the latents; null: 1 for a trained autoencoder's (they are
+            standardised), else measured, one a part.
         log_sigma_mean: mean of ln sigma in training.
         log_sigma_std: standard deviation of ln sigma in training.
         class_dropout: with classes: share of the samples that are shown the null class.
@@ -59,6 +67,10 @@ class DenoiserSettings:
     head_channels: int = 32
     norm_groups: int = 16
     noise_scale: float = 50.0
+    target: str = "edm"
+    zero_terminal_snr: bool = False
+    min_snr_gamma: float | None = None
+    noise_offset: float = 0.0
     sigma_data: float | None = None
     log_sigma_mean: float = -0.4
     log_sigma_std: float = 1.3
@@ -109,10 +121,12 @@ def build(settings: DenoiserSettings, latents: LatentFacts) -> UNetNetwork:
     return around_unet(unet, settings.patch, latents.num_levels)
 
 
-def wrap(network: UNetNetwork, settings: DenoiserSettings, latents: LatentFacts) -> EDMDenoiser:
+def wrap(network: UNetNetwork, settings: DenoiserSettings, latents: LatentFacts) -> TrainedDenoiser:
     """The denoiser of a trained or fresh network."""
     least = SIGMA_RANGE[0] if latents.num_levels > 1 else 0.0
-    return EDMDenoiser(network, latents.sigma_data, settings.noise_scale, latents.parts, least)
+    noise = noise_map(settings.target, settings.zero_terminal_snr)
+    scale = settings.noise_scale
+    return denoiser_of(settings.target, network, noise, latents.sigma_data, scale, latents.parts, least)
 
 
 @dataclass(frozen=True)
@@ -148,35 +162,6 @@ def latent_facts(bank: Bank, parts: tuple[int, ...], sigma_data: float | None, n
     return LatentFacts(tuple(bank.latents.shape[1:]), parts, scale, num_classes)
 
 
-def edm_loss(
-    denoiser: Denoiser,
-    z0: torch.Tensor,
-    sigma: torch.Tensor,
-    noise: torch.Tensor,
-    sigma_data: float | Sequence[float],
-    parts: Sequence[int] = (),
-) -> torch.Tensor:
-    """Weighted denoising loss per element of each part, summed over the parts, mean over the batch.
-
-    Args:
-        denoiser: ``D``.
-        z0: ``(B, c, h, w)``.
-        sigma: ``(B,)``, or ``(B, S)`` for S parts.
-        noise: like ``z0``.
-        sigma_data: root mean square of the latents; a number, or one a part.
-        parts: channels of each part; empty: one part.
-    """
-    levels, parts = sigma.reshape(len(z0), -1), tuple(parts) or (z0.shape[1],)
-    scales = [sigma_data] * len(parts) if isinstance(sigma_data, int | float) else sigma_data
-    z = z0 + broadcast_sigma(levels, z0, parts) * noise
-    squares = (denoiser(z, sigma) - z0).float().square().split(list(parts), dim=1)
-    losses = []
-    for level, scale, square in zip(levels.unbind(1), scales, squares, strict=True):
-        weight = (level.square() + scale**2) / (level * scale).square()
-        losses.append((weight * square.mean((1, 2, 3))).mean())
-    return torch.stack(losses).sum()
-
-
 def denoising_errors(denoiser: nn.Module, z0: torch.Tensor, seed: int = 0) -> dict[str, float]:
     """Mean squared error of ``D`` at fixed sigmas (the same in all parts) with fixed noise: this stage's validation."""
     noise = torch.randn(z0.shape, generator=torch.Generator().manual_seed(seed)).to(z0.device)
@@ -210,21 +195,24 @@ def train_denoiser(
     loop = TrainingLoop(network, copy.deepcopy(network), settings.loop, folder)
     levels = (latents.num_levels,) if latents.num_levels > 1 else ()
     plain = wrap(network, settings, latents)
+    levels_of = noise_map(settings.target, settings.zero_terminal_snr)
+    weighing = settings.target, settings.min_snr_gamma
 
     def loss_function(step: int) -> dict[str, torch.Tensor]:
         generator, size = step_generator(seed, step, device), settings.loop.batch_size
         drawn = {"generator": generator, "device": device}
         rows = torch.randint(len(bank.latents), (size,), **drawn)
         z0 = bank.latents[rows]
-        noise = torch.randn(z0.shape, **drawn)
-        log_sigma = settings.log_sigma_mean + settings.log_sigma_std * torch.randn((size, *levels), **drawn)
-        sigma = log_sigma.exp().clamp(*SIGMA_RANGE)
+        noise = draw_noise(z0, settings.noise_offset, **drawn)
+        log_normal = settings.log_sigma_mean, settings.log_sigma_std
+        sigma = draw_levels(settings.target, (size, *levels), levels_of, log_normal, **drawn)
         denoiser = plain
         if bank.labels is not None:
             dropped = torch.rand(size, **drawn) < settings.class_dropout
             labels = torch.where(dropped, latents.num_classes, bank.labels[rows])
             denoiser = plain.around(network.conditioned(labels))
-        return {"loss": edm_loss(denoiser, z0, sigma, noise, latents.sigma_data, latents.parts)}
+        loss = denoising_loss(denoiser, z0, sigma, noise, latents.sigma_data, latents.parts, *weighing)
+        return {"loss": loss}
 
     def validate(ema: nn.Module) -> dict[str, float]:
         return denoising_errors(wrap(ema, settings, latents), held_out)

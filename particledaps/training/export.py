@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from particledaps.diffusion.denoiser import EDMDenoiser
+from particledaps.diffusion.targets import TrainedDenoiser
 from particledaps.evaluation.metrics import psnr_db
 from particledaps.evaluation.orientation import plausibility_loss
 from particledaps.operators.operator import Operator
@@ -24,7 +24,7 @@ from particledaps.training.denoiser import denoising_errors
 def export_prior(
     folder: Path,
     autoencoder: torch.nn.Module,
-    denoiser: EDMDenoiser,
+    denoiser: TrainedDenoiser,
     facts: dict[str, Any],
     validation: torch.Tensor,
 ) -> Prior:

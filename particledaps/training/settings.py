@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from particledaps.checks import Checks
+from particledaps.diffusion.targets import TARGETS
 from particledaps.priors.transforms import TRANSFORMS
 from particledaps.settings.device import DEVICES
 from particledaps.training.autoencoder import AutoencoderSettings
@@ -155,11 +156,24 @@ def _check_denoiser(checks: Checks, stage: DenoiserSettings) -> None:
     for name in ("noise_scale", "sigma_data"):
         if getattr(stage, name) is not None:
             checks.number(f"denoiser.{name}", getattr(stage, name), 0, LARGEST, open_low=True)
+    _check_target(checks, stage)
     checks.number("denoiser.class_dropout", stage.class_dropout, 0, 1)
     _limited(checks, "denoiser.patch", stage.patch, 1, 64)
     checks.number("denoiser.log_sigma_mean", stage.log_sigma_mean, -20, 20)
     checks.number("denoiser.log_sigma_std", stage.log_sigma_std, 0, 20)
     _limited(checks, "denoiser.bank_views", stage.bank_views, 1, 10_000)
+
+
+def _check_target(checks: Checks, stage: DenoiserSettings) -> None:
+    checks.choice("denoiser.target", stage.target, TARGETS)
+    checks.require(
+        not stage.zero_terminal_snr or stage.target in ("v", "x0"),
+        f"denoiser.zero_terminal_snr=true: where there is no signal denoiser.target={stage.target} says nothing of the "
+        "image; use v or x0",
+    )
+    if stage.min_snr_gamma is not None:
+        checks.number("denoiser.min_snr_gamma", stage.min_snr_gamma, 0, LARGEST, open_low=True)
+    checks.number("denoiser.noise_offset", stage.noise_offset, 0, 10)
 
 
 def _check_widths(checks: Checks, name: str, stage: AutoencoderSettings | DenoiserSettings) -> None:
@@ -181,6 +195,12 @@ def _check_widths(checks: Checks, name: str, stage: AutoencoderSettings | Denois
 
 
 def _check_resolution(checks: Checks, settings: TrainingSettings) -> None:
+    kind = TRANSFORMS.get(settings.encoding)
+    checks.require(
+        settings.denoiser.target == "edm" or kind is None or len(kind.parts(1)) == 1,
+        f"denoiser.target={settings.denoiser.target}: parts with noise of their own (encoding={settings.encoding}) are "
+        "trained with edm",
+    )
     one, two = settings.autoencoder, settings.denoiser
     halvings, patch = min(max(len(two.channels), 1), MOST_LEVELS) - 1, max(two.patch, 1)
     named = "denoiser.patch, halved at each further level of the network"

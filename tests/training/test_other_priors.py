@@ -14,11 +14,12 @@ from training_support import CPU, FEW_STEPS, TINY, autoencoder_of
 from particledaps.checks import DataError
 from particledaps.data.image_sets import load_images
 from particledaps.data.training_views import Augmentation, TrainingImages, load_training_images, step_generator
+from particledaps.diffusion.targets import denoising_loss
 from particledaps.priors.embedded import load_embedded, read_config
 from particledaps.runs.draw import draw_samples
 from particledaps.settings.schema import DataSettings
 from particledaps.training import denoiser as stage_two
-from particledaps.training.denoiser import Bank, LatentFacts, build, edm_loss, latent_facts, train_denoiser, wrap
+from particledaps.training.denoiser import Bank, LatentFacts, build, latent_facts, train_denoiser, wrap
 
 
 @pytest.fixture(autouse=True)
@@ -234,7 +235,7 @@ def test_parts_are_noised_independently_and_their_losses_added():
 
     z0 = torch.cat([torch.full((2, 3, 2, 2), 2.0), torch.full((2, 1, 2, 2), 3.0)], dim=1)
     sigma, scales = torch.tensor([[1.0, 2.0], [0.5, 4.0]]), [0.5, 2.0]
-    loss = edm_loss(denoiser, z0, sigma, torch.zeros_like(z0), scales, (3, 1))
+    loss = denoising_loss(denoiser, z0, sigma, torch.zeros_like(z0), scales, (3, 1))
     weights = (sigma.square() + torch.tensor(scales).square()) / (sigma * torch.tensor(scales)).square()
     expected = (weights * torch.tensor([4.0, 9.0])).mean(0).sum()
     torch.testing.assert_close(loss, expected)

@@ -3,8 +3,9 @@ import torch
 from training_support import CPU, autoencoder_of
 
 from particledaps.data.training_views import step_generator
+from particledaps.diffusion.targets import denoising_loss
 from particledaps.training.autoencoder import mean_psnr_db, reconstruction_loss
-from particledaps.training.denoiser import denoising_errors, edm_loss, latent_bank
+from particledaps.training.denoiser import denoising_errors, latent_bank
 from train_prior import standardised
 
 
@@ -30,7 +31,9 @@ def test_losses_have_their_closed_forms():
 
     sigma, z0 = torch.tensor([0.5, 2.0]), torch.zeros(2, 4, 2, 2)
     expected = sum((s**2 + 9) / (3 * s) ** 2 for s in (0.5, 2.0)) / 2
-    assert edm_loss(perfect_but_for_one, z0, sigma, torch.randn(2, 4, 2, 2), 3.0).item() == pytest.approx(expected)
+    assert denoising_loss(perfect_but_for_one, z0, sigma, torch.randn(2, 4, 2, 2), 3.0).item() == pytest.approx(
+        expected
+    )
     errors = denoising_errors(perfect_but_for_one, z0)
     assert set(errors.values()) == {1.0} and "validation_mse_sigma_0.5" in errors
 
