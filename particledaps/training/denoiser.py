@@ -33,7 +33,7 @@ BATCH = 256
 class DenoiserSettings:
     r"""Network, noise distribution and loss of stage two.
 
-    The loss of each target is in :mod:`particledaps.training.targets`; with ``edm``
+    The loss of each target is in :mod:`particledaps.diffusion.targets`; with ``edm``
     :math:`\ln \sigma \sim N(p_{mean}, p_{std}^2)` (Karras et al. 2022, table 1). Each part of the latents has a sigma
     of its own, drawn independently; the loss is the sum of the parts' losses.
 
