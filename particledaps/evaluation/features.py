@@ -23,9 +23,9 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from particledaps.files import replacing
+from particledaps.priors.cards import problem_with_file, read_cards
 
 BATCH = 50
-INCEPTION_WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
 
 
 class FeaturesError(Exception):
@@ -87,9 +87,12 @@ def inception(device: torch.device) -> FeatureNetwork:
     Raises:
         FeaturesError: the package or its weights are not on this machine.
     """
-    path = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_WEIGHTS
+    card = read_cards()["inception"]
+    path = card.path()
     if not path.is_file():
         raise FeaturesError(f"features=inception needs {path} (bash download.sh inception)")
+    if problem := problem_with_file(card):
+        raise FeaturesError(f"features=inception: {path} {problem}; fetch it again (bash download.sh inception)")
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except ImportError as error:

@@ -72,6 +72,11 @@ def test_what_is_not_here_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(FeaturesError, match=r"needs .*weights-inception-2015-12-05-6726825d.pth \(bash download.sh"):
         load_features("inception", CPU)
+    weights = tmp_path / "hub" / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"cut")
+    with pytest.raises(FeaturesError, match="has 3 bytes, not 95628359"):
+        load_features("inception", CPU)
     real = builtins.__import__
 
     def without(name, *rest):
