@@ -15,7 +15,8 @@ if __name__ == "__main__":
 
 import shlex  # noqa: E402
 import sys  # noqa: E402
-from dataclasses import dataclass, field  # noqa: E402
+import time  # noqa: E402
+from dataclasses import asdict, dataclass, field  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import hydra  # noqa: E402
@@ -23,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf  # noqa: E402
 
 from particledaps.checks import Checks, DataError, SettingsError  # noqa: E402
 from particledaps.diffusion.solvers import SOLVERS, Solver  # noqa: E402
+from particledaps.paths.schedules import DRAWING_PATHS  # noqa: E402
 from particledaps.priors.errors import PriorError  # noqa: E402
 from particledaps.settings.command_line import CONFIG_DIR, fail, member, register, run  # noqa: E402
 from particledaps.settings.schema import CompatSettings, ModelSettings  # noqa: E402
@@ -42,6 +44,9 @@ class GenerateSettings:
         solver: ``heun`` (two network calls a step), ``euler``, ``ddim`` (Euler with ``eta``), ``dpmpp2m``
             (DPM-Solver++(2M)), or ``consistency`` (denoise, then re-noise).
         eta: of ``ddim``: 0 is the ODE, 1 draws as much noise as DDPM.
+        path: where the steps lie: ``edm`` (rho 7), ``cosine``, ``tan`` (best for a Gaussian), ``trailing`` (equal
+            strides of the network's timesteps), or a table of Align Your Steps: ``ays``, ``ays_xl``, ``ays_video``.
+        batch_size: images drawn at once; another one changes rounding.
         out: a PNG for one grid, or a folder for single images.
         save_dir: where a sweep keeps its own files.
         device: ``auto``, ``cpu`` or ``cuda``.
@@ -58,6 +63,8 @@ class GenerateSettings:
     num_steps: int = 40
     solver: str = "heun"
     eta: float = 0.0
+    path: str = "edm"
+    batch_size: int = 64
     out: str = "results/samples.png"
     save_dir: str = "results"
     device: str = "auto"
@@ -85,6 +92,8 @@ def validate(settings: GenerateSettings) -> None:
     checks.number("seed", settings.seed, 0)
     checks.number("num_steps", settings.num_steps, 1, 100_000)
     checks.choice("solver", settings.solver, SOLVERS)
+    checks.choice("path", settings.path, DRAWING_PATHS)
+    checks.number("batch_size", settings.batch_size, 1, 100_000)
     checks.number("eta", settings.eta, 0, 1)
     checks.require(
         settings.eta == 0 or settings.solver == "ddim", f"eta={settings.eta:g}: only solver=ddim draws so much noise"
@@ -99,17 +108,28 @@ def generate(settings: GenerateSettings) -> None:
     """Load the prior, draw, write."""
     validate(settings)
     with loading():  # the slow part
-        from particledaps.runs.draw import draw, write
+        from particledaps.particles.prior_draws import drawing_path
+        from particledaps.runs.calls import Calls, count_calls
+        from particledaps.runs.draw import draw, write, write_record
         from particledaps.settings.build import build_prior
         from particledaps.settings.device import choose_device
 
     device = choose_device(settings.device, settings.gpu, settings.use_tpu)
-    prior = build_prior(settings.model, settings.compat, settings.precision, settings.decode_batch, device)
-    solver = Solver(settings.solver, settings.eta)
-    images = draw(prior, settings.count, settings.seed, settings.num_steps, device, solver)
+    calls, prior = (
+        Calls(),
+        build_prior(settings.model, settings.compat, settings.precision, settings.decode_batch, device),
+    )
+    path, solver = drawing_path(prior, settings.num_steps, settings.path), Solver(settings.solver, settings.eta)
+    calls, started = Calls(), time.process_time()
+    images = draw(
+        count_calls(prior, calls), settings.count, settings.seed, settings.num_steps, device, solver, settings.path,
+        settings.batch_size,
+    )  # fmt: skip
+    spent = time.process_time() - started
     if not images.isfinite().all():
         raise StoppedError(f"the images of {prior.name} hold numbers that are not finite; try precision=float32")
     write(prior, images, Path(settings.out), settings.seed)
+    write_record(Path(settings.out), asdict(settings), prior, path.tolist(), calls, spent, device)
     print(f"{settings.count} images of {prior.name}: {settings.out}")
 
 

@@ -100,6 +100,56 @@ def cosine_path(num_steps: int, sigma_max: float, sigma_min: float, end: str = "
     return _finish(torch.tan(high + r * (low - high)), sigma_max, sigma_min, end)
 
 
+def tan_path(num_steps: int, sigma_max: float, sigma_min: float, scale: float = 1.0, end: str = "zero") -> torch.Tensor:
+    r"""Uniform in the angle :math:`\arctan(\sigma / c)`; with c = 1 this is :func:`cosine_path`.
+
+    For data of one Gaussian of standard deviation c no other path of Euler steps comes as near to that deviation: each
+    step multiplies it by :math:`\cos \Delta\theta` (``scale`` is c).
+
+    Example:
+        >>> tan_path(3, sigma_max=2.0, sigma_min=0.1, scale=0.5).round(decimals=3).tolist()
+        [2.0, 0.699, 0.323, 0.0]
+    """
+    r = _positions(num_steps, sigma_max, sigma_min)
+    high, low = math.atan(sigma_max / scale), math.atan(sigma_min / scale)
+    return _finish(scale * torch.tan(high + r * (low - high)), sigma_max, sigma_min, end)
+
+
+AYS_SIGMAS = {
+    "ays": (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029),
+    "ays_xl": (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029),
+    "ays_video": (700.0, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002),
+}
+"""Ten steps of Align Your Steps (Sabour et al. 2024) for Stable Diffusion 1.5, XL and Stable Video Diffusion."""
+
+
+def ays_path(num_steps: int, sigma_max: float, sigma_min: float, table: str = "ays", end: str = "zero") -> torch.Tensor:
+    """A table of :data:`AYS_SIGMAS`, interpolated in log sigma, and scaled to begin at ``sigma_max``.
+
+    Its last noise level is the table's, scaled; ``sigma_min`` is taken with ``end="sigma_min"`` alone.
+    """
+    r = _positions(num_steps, sigma_max, sigma_min)
+    logs = torch.tensor(AYS_SIGMAS[table], dtype=torch.float64).log()
+    place = r * (len(logs) - 1)
+    low = place.floor().long().clamp(max=len(logs) - 2)
+    sigmas = torch.lerp(logs[low], logs[low + 1], place - low).exp()
+    return _finish(sigmas * (sigma_max / sigmas[0]), sigma_max, sigma_min, end)
+
+
+def trailing_timesteps(num_steps: int, total: int) -> torch.Tensor:
+    """``num_steps`` timesteps of ``total`` from the last one down in equal strides, float64 (Lin et al. 2023).
+
+    Example:
+        >>> trailing_timesteps(4, 1000).tolist()
+        [999.0, 749.0, 499.0, 249.0]
+    """
+    if not 1 <= num_steps <= total:
+        raise ValueError(f"{num_steps} trailing steps of {total} timesteps")
+    return (total * (1 - torch.arange(num_steps, dtype=torch.float64) / num_steps)).round() - 1
+
+
+DRAWING_PATHS = ("edm", "cosine", "tan", "trailing", *AYS_SIGMAS)
+"""Paths from pure noise to an image, see :func:`particledaps.particles.prior_draws.drawing_path`."""
 PATHS: dict[str, Callable[..., torch.Tensor]] = {
     "edm": edm_path,
     "vp": vp_path,

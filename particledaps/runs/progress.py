@@ -167,10 +167,10 @@ class ImageProgress:
 
 
 class Steps(Protocol):
-    """What counts the steps of a training."""
+    """What counts the steps of a training, or other units."""
 
-    def update(self) -> object:
-        """One more is done."""
+    def update(self, n: int = 1) -> object:
+        """So many more are done."""
 
     def set_postfix(self, values: Mapping[str, str]) -> object:
         """Numbers to show beside it."""
@@ -182,8 +182,9 @@ class Steps(Protocol):
 class StepLines:
     """The same as a bar of tqdm, in lines; see :func:`step_progress`."""
 
-    def __init__(self, total: int, initial: int, name: str, stream: TextIO, clock: Clock) -> None:
+    def __init__(self, total: int, initial: int, name: str, stream: TextIO, clock: Clock, unit: str = "step") -> None:
         self.total = total
+        self.unit = unit
         self.initial = initial
         self.number = initial
         self.name = name
@@ -192,9 +193,9 @@ class StepLines:
         self.values = ""
         self.started = clock()
 
-    def update(self) -> None:
-        """One more is done."""
-        self.number += 1
+    def update(self, n: int = 1) -> None:
+        """So many more are done."""
+        self.number += n
         if self.lines.due():
             self._write()
 
@@ -210,13 +211,18 @@ class StepLines:
         spent, own = self.clock() - self.started, self.number - self.initial
         rest = self.total - self.number
         left = f", about {hms(spent / own * rest)} left" if own and rest > 0 else ""
-        self.lines.write(f"{self.name}: step {self.number} of {self.total}{self.values}, {hms(spent)}{left}")
+        self.lines.write(f"{self.name}: {self.unit} {self.number} of {self.total}{self.values}, {hms(spent)}{left}")
 
 
 def step_progress(
-    total: int, initial: int, name: str, stream: TextIO | None = None, clock: Clock = time.monotonic
+    total: int,
+    initial: int,
+    name: str,
+    stream: TextIO | None = None,
+    clock: Clock = time.monotonic,
+    unit: str = "step",
 ) -> Steps:
-    """Counts the steps of a training: a bar on a terminal, else lines.
+    """Counts the steps of a training, or other units: a bar on a terminal, else lines.
 
     Args:
         total: steps of the whole training.
@@ -224,8 +230,9 @@ def step_progress(
         name: of the stage.
         stream: where to write; stderr.
         clock: seconds, counted from anywhere.
+        unit: what is counted.
     """
     stream = sys.stderr if stream is None else stream
     if stream.isatty():
-        return tqdm(total=total, initial=initial, desc=name, unit="step", file=stream)
-    return StepLines(total, initial, name, stream, clock)
+        return tqdm(total=total, initial=initial, desc=name, unit=unit, file=stream)
+    return StepLines(total, initial, name, stream, clock, unit)

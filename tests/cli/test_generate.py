@@ -1,4 +1,6 @@
+import json
 import shlex
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,11 +10,15 @@ from tiny import command
 from tiny_checkpoints import checkpoints  # noqa: F401 (fixture)
 
 import generate
+from particledaps.diffusion.denoiser import EpsilonDenoiser
+from particledaps.diffusion.noise import DiscreteNoise, alphas_cumprod, linear_betas
 from particledaps.diffusion.solvers import SOLVERS, Solver
-from particledaps.particles.prior_draws import SIGMA_MAX, largest_sigma
+from particledaps.particles.prior_draws import SIGMA_MAX, drawing_path, largest_sigma
+from particledaps.paths.schedules import DRAWING_PATHS
 from particledaps.priors.checkpoint import load_checkpoint
 from particledaps.priors.diffusers_folder import LoadOptions, open_folder
 from particledaps.priors.embedded import load_embedded
+from particledaps.priors.errors import PriorError
 from particledaps.runs.draw import draw
 
 
@@ -50,6 +56,30 @@ def test_the_solvers_of_the_command_line_are_those_there_are(tiny_prior, tmp_pat
         assert embedded(tiny_prior, "count=1", f"solver={solver}", *more, f"out={tmp_path}/{solver}").status == 0
 
 
+def test_batches_do_not_matter(prior, capsys):
+    whole = draw(prior, 5, seed=1, num_steps=3)
+    assert not capsys.readouterr().err
+    assert torch.allclose(draw(prior, 5, seed=1, num_steps=3, batch_size=2), whole, atol=1e-4)
+    assert "image 5 of 5" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", DRAWING_PATHS)
+def test_every_path_leads_from_noise_to_an_image(prior, path):
+    if path == "trailing":
+        with pytest.raises(PriorError, match=f"path=trailing: {prior.name} has no timesteps"):
+            drawing_path(prior, 4, path)
+        noise = DiscreteNoise(alphas_cumprod(linear_betas()))
+        prior = replace(prior, denoiser=EpsilonDenoiser(lambda z, t: torch.zeros_like(z), noise))
+        with pytest.raises(PriorError, match="1001 are more than the 1000 timesteps"):
+            drawing_path(prior, 1001, path)
+        assert drawing_path(prior, 4, path)[1].item() == pytest.approx(noise.sigmas[749].item())
+    sigmas = drawing_path(prior, 4, path)
+    first = noise.sigma_max if path == "trailing" else largest_sigma(prior)
+    assert len(sigmas) == 5 and sigmas[0].item() == pytest.approx(first) and sigmas[-1] == 0
+    assert (sigmas.diff() < 0).all()
+    assert draw(prior, 2, seed=1, num_steps=4, path=path).isfinite().all()
+
+
 def test_drawing_leaves_the_global_generator_alone(prior):
     torch.manual_seed(0)
     expected = torch.rand(1)
@@ -63,8 +93,14 @@ def test_drawing_leaves_the_global_generator_alone(prior):
 def test_a_grid_or_single_images(tiny_prior, tmp_path):
     assert embedded(tiny_prior, "count=3", f"out={tmp_path}/a/grid.png").status == 0
     assert Image.open(tmp_path / "a" / "grid.png").width > 300
+    record = json.loads((tmp_path / "a" / "grid.json").read_text())
+    assert record["calls"] == {"decoder_gradient": 0, "decoder": 3, "encoder": 0, "denoiser": 3 * 7}
+    assert record["settings"]["num_steps"] == 4 and len(record["sigmas"]) == 5 and record["prior"]["sha256"]
     assert embedded(tiny_prior, "count=2", f"out={tmp_path}/b").status == 0
-    assert sorted(p.name for p in (tmp_path / "b").iterdir()) == ["00000.png", "00001.png"]
+    assert (
+        sorted(p.name for p in (tmp_path / "b").iterdir()) == ["00000.png", "00001.png"]
+        and (tmp_path / "b.json").is_file()
+    )
     assert embedded(tiny_prior, "count=1", f"out={tmp_path}/c").status == 0
     one, two = (np.asarray(Image.open(tmp_path / f / "00000.png"), dtype=int) for f in "bc")
     assert np.abs(one - two).max() <= 1
