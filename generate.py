@@ -42,7 +42,7 @@ class GenerateSettings:
         seed: of the noise.
         num_steps: steps from noise to image.
         solver: ``heun`` (two network calls a step), ``euler``, ``ddim`` (Euler with ``eta``), ``dpmpp2m``
-            (DPM-Solver++(2M)), or ``consistency`` (denoise, then re-noise).
+            (DPM-Solver++(2M)), ``unipc`` (that with a corrector), or ``consistency`` (denoise, then re-noise).
         eta: of ``ddim``: 0 is the ODE, 1 draws as much noise as DDPM.
         path: where the steps lie: ``edm`` (rho 7), ``cosine``, ``tan`` (best for a Gaussian), ``trailing`` (equal
             strides of the network's timesteps), or a table of Align Your Steps: ``ays``, ``ays_xl``, ``ays_video``.

@@ -18,7 +18,7 @@ from particledaps.diffusion.score import Denoiser
 
 FLOOR = 1e-6
 """Sigma that a part already at 0 shows to the denoiser while other parts still move; its own step is 0."""
-SOLVERS = ("euler", "ddim", "heun", "dpmpp2m", "consistency")
+SOLVERS = ("euler", "ddim", "heun", "dpmpp2m", "unipc", "consistency")
 STOCHASTIC = ("consistency",)
 """Solvers that draw noise whatever their settings; ``ddim`` does where eta > 0."""
 
@@ -112,6 +112,48 @@ def dpmpp_2m_step(
     return torch.where(same, z, ratio * z + (1 - ratio) * estimate)
 
 
+Visited = tuple["torch.Tensor", "torch.Tensor", "torch.Tensor"]
+"""A node of the path behind: z there, the denoiser's estimate, sigma."""
+
+
+def unipc_correction(
+    z: torch.Tensor, z0: torch.Tensor, here: torch.Tensor, behind: Visited, before: Visited | None, parts: Parts
+) -> torch.Tensor:
+    r"""UniC of order 2 (Zhao et al. 2023, algorithm 5, B(h) = e^h - 1): the last step again, with the new estimate.
+
+    With :math:`h = \ln(\sigma_- / \sigma)`, :math:`r = h_- / h`, :math:`E = e^{-h} - 1`,
+    :math:`\phi = -E / h - 1` and the weights of :math:`\rho_1 + \rho_2 = \phi / E`,
+    :math:`-r \rho_1 + \rho_2 = 2 (-\phi / h - 1/2) / E`:
+
+    .. math:: z' = (\sigma / \sigma_-) z_- - E \left(D_- + \rho_1 (D_- - D_{--}) / r + \rho_2 (D - D_-)\right)
+
+    The first step takes :math:`\rho_1 = 0, \rho_2 = 1/2`. No further call: the next step uses D as it is.
+
+    Args:
+        z: as it was predicted at ``here``; kept where the level did not change.
+        z0: the denoiser's estimate there.
+        here: sigma.
+        behind: the node where the step began.
+        before: the node before that; None: it was the first step.
+        parts: channels of each part.
+    """
+    last, estimate, level = behind
+    s, t = broadcast_sigma(level, z, parts), broadcast_sigma(here, z, parts)
+    h = (s / t.clamp(min=FLOOR)).log().clamp(min=1e-12)
+    e = torch.expm1(-h)
+    change, first = (z0 - estimate) / 2, torch.zeros_like(z0)
+    if before is not None:
+        h_before = (broadcast_sigma(before[2], z, parts) / s).log()
+        usable = h_before > 0
+        r = torch.where(usable, h_before / h, torch.ones_like(h))
+        phi = -e / h - 1
+        one, two = phi / e, 2 * (-phi / h - 0.5) / e
+        rho = (one - two) / (1 + r)
+        first = torch.where(usable, rho / r, torch.zeros_like(h)) * (estimate - before[1])
+        change = torch.where(usable, one - rho, torch.full_like(h, 0.5)) * (z0 - estimate)
+    return torch.where(s == t, z, t / s * last - e * (estimate + first + change))
+
+
 def consistency_step(
     z: torch.Tensor, z0: torch.Tensor, here: torch.Tensor, there: torch.Tensor, draw: Draw, parts: Parts
 ) -> torch.Tensor:
@@ -173,7 +215,7 @@ class Solver:
         def slope(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
             return (x - denoiser(x, sigma)) / broadcast_sigma(sigma, x, parts)
 
-        previous: tuple[torch.Tensor, torch.Tensor] | None = None
+        behind: list[Visited] = []
         for here, there in intervals(path.to(z.device)):
             if self.name in ("euler", "heun"):
                 z = (euler_step if self.name == "euler" else heun_step)(slope, z, here, there, parts)
@@ -181,8 +223,12 @@ class Solver:
             z0 = denoiser(z, here.clamp(min=FLOOR))
             if self.name == "ddim":
                 z = ddim_step(z, z0, here, there, self.eta, noise, parts)
-            elif self.name == "dpmpp2m":
-                z, previous = dpmpp_2m_step(z, z0, here, there, previous, parts), (z0, here)
+            elif self.name in ("dpmpp2m", "unipc"):
+                if self.name == "unipc" and behind:
+                    z = unipc_correction(z, z0, here, behind[-1], behind[-2] if len(behind) > 1 else None, parts)
+                before = behind[-1][1:] if behind else None
+                behind = [*behind[-1:], (z, z0, here)]
+                z = dpmpp_2m_step(z, z0, here, there, before, parts)
             else:
                 z = consistency_step(z, z0, here, there, noise, parts)
         return z

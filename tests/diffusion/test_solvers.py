@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from analytic import F64, normal
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 
 from particledaps.diffusion.denoiser import EpsilonDenoiser
 from particledaps.diffusion.noise import DiscreteNoise, alphas_cumprod
@@ -26,7 +26,7 @@ def exact_map(z, here, there):
     return z * ((STD**2 + there**2) / (STD**2 + here**2)) ** 0.5
 
 
-@pytest.mark.parametrize(("name", "order"), [("euler", 1), ("ddim", 1), ("heun", 2), ("dpmpp2m", 2)])
+@pytest.mark.parametrize(("name", "order"), [("euler", 1), ("ddim", 1), ("heun", 2), ("dpmpp2m", 2), ("unipc", 3)])
 def test_measured_order(name, order):
     z, errors = 10 * normal(4, 1, 2, 2), []
     for steps in (40, 80, 160):
@@ -74,6 +74,14 @@ def test_dpm_solver_is_that_of_diffusers():
     denoiser, path = ours_and_theirs(theirs, 12)
     x = normal(*SHAPE)
     found = Solver("dpmpp2m").solve(denoiser, x * (1 + path[0] ** 2) ** 0.5, path)
+    torch.testing.assert_close(found, scheduler_result(theirs, x).to(F64), rtol=1e-4, atol=1e-4)
+
+
+def test_unipc_is_that_of_diffusers():
+    theirs = UniPCMultistepScheduler(**NETWORK_BETAS, solver_order=2, solver_type="bh2", final_sigmas_type="zero")
+    denoiser, path = ours_and_theirs(theirs, 12)
+    x = normal(*SHAPE)
+    found = Solver("unipc").solve(denoiser, x * (1 + path[0] ** 2) ** 0.5, path)
     torch.testing.assert_close(found, scheduler_result(theirs, x).to(F64), rtol=1e-4, atol=1e-4)
 
 
