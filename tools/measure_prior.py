@@ -20,7 +20,8 @@ if __name__ == "__main__":  # before torch is loaded
     let_waiting_threads_sleep()
 
 from particledaps.checks import DataError
-from particledaps.data.image_sets import npz_split, to_tensor
+from particledaps.data.image_set import to_tensor
+from particledaps.data.npz_images import npz_split
 from particledaps.priors.embedded import CONFIG, load_embedded, read_config
 from particledaps.priors.errors import PriorError
 from particledaps.training.export import prior_figures

@@ -14,9 +14,11 @@ from PIL import Image
 
 from particledaps.checks import DataError
 from particledaps.data.image_folder import image_files
-from particledaps.data.image_sets import is_grey, load_image, npz_training, to_tensor
+from particledaps.data.image_set import to_tensor
 from particledaps.data.labels import Labels, folder_labels, npz_labels
 from particledaps.data.npz import Archive
+from particledaps.data.npz_images import npz_training
+from particledaps.data.picture_files import is_grey, load_image
 
 
 def step_generator(seed: int, step: int, device: torch.device | str = "cpu") -> torch.Generator:

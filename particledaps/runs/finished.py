@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from particledaps.checks import DataError, SettingsError
-from particledaps.data.image_sets import demo_source, folder_images, npz_rows
+from particledaps.data.image_sets import demo_source, folder_images
+from particledaps.data.npz_images import npz_rows
 from particledaps.reports.run_table import results_table
 from particledaps.runs.folder import RunFolder
 from particledaps.runs.pending import Pending

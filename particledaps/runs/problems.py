@@ -12,7 +12,8 @@ import torch
 
 from particledaps.checks import DataError
 from particledaps.checksums import sha256_of
-from particledaps.data.image_sets import ImageSet, load_images
+from particledaps.data.image_set import ImageSet
+from particledaps.data.image_sets import load_images
 from particledaps.data.measurements import (
     centred_amplitudes,
     check_entries,

@@ -8,8 +8,11 @@ from PIL import Image
 
 from particledaps.checks import DataError
 from particledaps.data.image_folder import image_files
-from particledaps.data.image_sets import demo_images, load_image, load_images, npz_split, to_tensor, validation_indices
+from particledaps.data.image_set import to_tensor
+from particledaps.data.image_sets import demo_images, load_images
 from particledaps.data.measurements import load_measurements
+from particledaps.data.npz_images import npz_split, validation_indices
+from particledaps.data.picture_files import load_image
 from particledaps.settings.schema import DataSettings
 
 WHITE, RED, BLUE = (255, 255, 255), (255, 0, 0), (0, 0, 255)

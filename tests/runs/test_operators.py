@@ -5,8 +5,7 @@ import pytest
 import torch
 import yaml
 
-from particledaps.checks import Checks, SettingsError
-from particledaps.data.image_sets import DataError
+from particledaps.checks import Checks, DataError, SettingsError
 from particledaps.operators.blur_network import BlurNetwork
 from particledaps.settings.build import build_operator
 from particledaps.settings.command_line import CONFIG_DIR

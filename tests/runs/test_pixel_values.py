@@ -8,7 +8,9 @@ import pytest
 import tifffile
 from PIL import Image, ImageOps
 
-from particledaps.data.image_sets import DataError, load_image, load_images
+from particledaps.checks import DataError
+from particledaps.data.image_sets import load_images
+from particledaps.data.picture_files import load_image
 from particledaps.data.pixel_values import deep_planes
 from particledaps.data.training_views import Augmentation, load_training_images
 from particledaps.settings.schema import DataSettings

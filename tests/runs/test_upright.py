@@ -8,7 +8,7 @@ import pytest
 import tifffile
 from PIL import Image, ImageOps
 
-from particledaps.data.image_sets import load_image
+from particledaps.data.picture_files import load_image
 from particledaps.data.upright import read_orientation, upright
 
 SIDE = 16

@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 from tiny import RESOLUTION, write_images
 
-from particledaps.data.image_sets import DataError, validation_indices
+from particledaps.checks import DataError
+from particledaps.data.npz_images import validation_indices
 from particledaps.data.training_views import Augmentation, TrainingImages, load_training_images, step_generator
 
 

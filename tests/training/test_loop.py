@@ -6,7 +6,7 @@ import torch
 from tiny import AUTOENCODER
 from training_support import CPU, FEW_STEPS, curve, train_stage
 
-from particledaps.data.image_sets import DataError
+from particledaps.checks import DataError
 from particledaps.data.training_views import TrainingImages
 from particledaps.training.autoencoder import train_autoencoder
 from particledaps.training.loop import TrainingLoop
