@@ -13,7 +13,7 @@ BLOCK = 1000
 """Rows of a kernel matrix that are held at once."""
 
 
-class Estimate(NamedTuple):
+class KernelDistance(NamedTuple):
     """A value and its standard error."""
 
     value: float
@@ -56,7 +56,7 @@ def _square_root(covariance: torch.Tensor) -> torch.Tensor:
     return vectors * values.clamp(min=0).sqrt() @ vectors.T
 
 
-def kernel_distance(a: torch.Tensor, b: torch.Tensor) -> Estimate:
+def kernel_distance(a: torch.Tensor, b: torch.Tensor) -> KernelDistance:
     r"""KID (Binkowski et al. 2018): the unbiased squared maximum mean discrepancy with a cubic kernel.
 
     With :math:`k(x, y) = (x^T y / d + 1)^3`:
@@ -80,7 +80,7 @@ def kernel_distance(a: torch.Tensor, b: torch.Tensor) -> Estimate:
     across_a, across_b = _mean_kernel(a, b), _mean_kernel(b, a)
     value = within_a.mean() + within_b.mean() - 2 * across_a.mean()
     spread = (within_a - across_a).var() / len(a) + (within_b - across_b).var() / len(b)
-    return Estimate(value.item(), 2 * spread.sqrt().item())
+    return KernelDistance(value.item(), 2 * spread.sqrt().item())
 
 
 def _mean_kernel(x: torch.Tensor, others: torch.Tensor | None = None) -> torch.Tensor:
