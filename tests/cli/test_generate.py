@@ -138,7 +138,7 @@ def test_the_ode_begins_where_the_network_was_trained(prior, checkpoints):  # no
     [
         (["count=0"], "count=0: must be at least 1"),
         (["num_steps=0"], "num_steps=0"),
-        (["solver=leapfrog"], "solver=leapfrog: allowed are euler, ddim, heun, dpmpp2m, consistency"),
+        (["solver=leapfrog"], "solver=leapfrog: allowed are euler, ddim, heun, dpmpp2m, unipc, consistency"),
         (["solver=ddim", "eta=1.5"], "eta=1.5: must be at least 0 and at most 1"),
         (["eta=0.5"], "eta=0.5: only solver=ddim"),
         (["model.guidance_scale=2"], "model.guidance_scale=2.0: tiny holds an unconditional network"),
