@@ -88,3 +88,13 @@ def test_an_archive_without_labels_is_refused(tmp_path):
     np.savez(tmp_path / "plain.npz", train_images=images, test_images=images)
     outcome = run(tmp_path / "plain.npz", "--name", "x", "--out", tmp_path / "x")
     assert outcome.returncode == 1 and "has no train_labels and test_labels" in outcome.stderr
+
+
+def test_the_shipped_classifier_is_what_its_card_says():
+    folder = ROOT / "assets" / "fashion_classifier"
+    found, card = load_classifier(folder), (folder / "README.md").read_text()
+    assert found.name == "fashion" and len(found.class_names) == 10 and found.class_names[5] == "Sandal"
+    assert f"{100 * found.accuracy:.2f} % of the 10 000 test images" in card
+    trousers = torch.full((1, 1, 32, 32), -1.0)
+    trousers[..., 4:28, 11:15] = trousers[..., 4:28, 17:21] = trousers[..., 4:9, 11:21] = 0.6
+    assert found.class_names[found.predict(trousers).item()] == "Trouser"
