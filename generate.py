@@ -115,10 +115,7 @@ def generate(settings: GenerateSettings) -> None:
         from particledaps.settings.device import choose_device
 
     device = choose_device(settings.device, settings.gpu, settings.use_tpu)
-    calls, prior = (
-        Calls(),
-        build_prior(settings.model, settings.compat, settings.precision, settings.decode_batch, device),
-    )
+    prior = build_prior(settings.model, settings.compat, settings.precision, settings.decode_batch, device)
     path, solver = drawing_path(prior, settings.num_steps, settings.path), Solver(settings.solver, settings.eta)
     calls, started = Calls(), time.process_time()
     images = draw(

@@ -112,25 +112,7 @@ def tune(prior: Prior, operator: Operator, device: torch.device) -> Tuned:
     sigmas = [highest * (sigma_min / highest) ** (i / RESTART_SIGMAS) for i in range(RESTART_SIGMAS)]
     distances = [loop.distance(z0[:1], y, sigma) for sigma in sigmas]
     band = band_of_decision(sigmas, distances)
-    values = {
-        "annealing": {
-            "schedule": "edm",
-            "num_steps": LEVELS_WITHOUT if band is None else LEVELS_WITH_BAND,
-            "sigma_max": rounded(saturated if band is None else min(1.25 * band[0], top)),
-            "sigma_min": rounded(sigma_min if band is None else min(sigma_min, band[1] / 3)),
-        },
-        "ode": {"schedule": "edm", "num_steps": 1, "sigma_min": 0.001, "solver": "euler"},
-        "mcmc": {
-            "kernel": kernel,
-            "num_steps": chain.num_steps,
-            "step_size": rounded(chain.step_size) if kernel == "hmc" else 1e-4,
-            "step_size_min_ratio": 1.0,
-            "momentum": chain.momentum,
-            "tau": rounded(tau),
-            "space": "pixel",
-            "covariance": "measured",
-        },
-    }
+    values = chosen(chain, band, (saturated, sigma_min, top), tau)
     return Tuned(
         values,
         {
@@ -143,6 +125,39 @@ def tune(prior: Prior, operator: Operator, device: torch.device) -> Tuned:
             "autocorrelation_steps": None if time is None else rounded(time),
         },
     )
+
+
+def chosen(
+    chain: ChainSettings, band: tuple[float, float] | None, sigmas: tuple[float, float, float], tau: float
+) -> dict[str, dict[str, Any]]:
+    """The groups of the configuration's ``sampler``.
+
+    Args:
+        chain: kernel, steps, step size and momentum.
+        band: where the basin is decided; None where restarts do not part.
+        sigmas: where the estimate knows next to nothing, and all there is to know; the largest of the prior.
+        tau: standard deviation of the likelihood.
+    """
+    saturated, sigma_min, top = sigmas
+    return {
+        "annealing": {
+            "schedule": "edm",
+            "num_steps": LEVELS_WITHOUT if band is None else LEVELS_WITH_BAND,
+            "sigma_max": rounded(saturated if band is None else min(1.25 * band[0], top)),
+            "sigma_min": rounded(sigma_min if band is None else min(sigma_min, band[1] / 3)),
+        },
+        "ode": {"schedule": "edm", "num_steps": 1, "sigma_min": 0.001, "solver": "euler"},
+        "mcmc": {
+            "kernel": chain.kernel,
+            "num_steps": chain.num_steps,
+            "step_size": rounded(chain.step_size) if chain.kernel == "hmc" else 1e-4,
+            "step_size_min_ratio": 1.0,
+            "momentum": chain.momentum,
+            "tau": rounded(tau),
+            "space": "pixel",
+            "covariance": "measured",
+        },
+    }
 
 
 def rounded(value: float) -> float:

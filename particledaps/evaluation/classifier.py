@@ -1,6 +1,6 @@
 """A small classifier of one data set: its features tell sets of images apart, its classes judge conditional priors.
 
-A folder holds ``config.json`` (name, channels, side, classes, accuracy) and ``classifier.safetensors`` (float16).
+A folder holds ``config.json`` (name, channels, class names, accuracy) and ``classifier.safetensors`` (float16).
 """
 
 from __future__ import annotations

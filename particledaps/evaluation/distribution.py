@@ -45,10 +45,11 @@ def frechet_distance(a: torch.Tensor, b: torch.Tensor) -> float:
             f"not {min(len(a), len(b))}"
         )
     a, b = a.double(), b.double()
-    root = _square_root(a.T.cov())
-    cross = torch.linalg.eigvalsh(root @ b.T.cov() @ root).clamp(min=0).sqrt().sum()
+    own, other = a.T.cov(), b.T.cov()
+    root = _square_root(own)
+    cross = torch.linalg.eigvalsh(root @ other @ root).clamp(min=0).sqrt().sum()
     means = (a.mean(0) - b.mean(0)).square().sum()
-    return (means + a.T.cov().trace() + b.T.cov().trace() - 2 * cross).item()
+    return (means + own.trace() + other.trace() - 2 * cross).item()
 
 
 def _square_root(covariance: torch.Tensor) -> torch.Tensor:

@@ -52,10 +52,14 @@ class FeatureNetwork:
             return torch.cat([self.network(part).float().cpu() for part in images.split(BATCH)])
 
 
+def in_colour(images: torch.Tensor) -> torch.Tensor:
+    """Three channels, clipped to [-1, 1]."""
+    return images.clamp(-1, 1).expand(-1, 3, -1, -1) if images.shape[1] == 1 else images.clamp(-1, 1)
+
+
 def as_colour(images: torch.Tensor, side: int) -> torch.Tensor:
     """Three channels of ``side`` px (bilinear, antialiased), in [-1, 1]."""
-    colour = images.clamp(-1, 1).expand(-1, 3, -1, -1) if images.shape[1] == 1 else images.clamp(-1, 1)
-    return F.interpolate(colour, (side, side), mode="bilinear", antialias=True)
+    return F.interpolate(in_colour(images), (side, side), mode="bilinear", antialias=True)
 
 
 def efflite0(device: torch.device) -> FeatureNetwork:
@@ -101,9 +105,7 @@ def inception(device: torch.device) -> FeatureNetwork:
     model.to(device).eval().requires_grad_(False)
 
     def features(images: torch.Tensor) -> torch.Tensor:
-        colour = images.to(device).clamp(-1, 1)
-        colour = colour.expand(-1, 3, -1, -1) if colour.shape[1] == 1 else colour
-        return model(((colour + 1) * 127.5).round().to(torch.uint8))[0]
+        return model(((in_colour(images.to(device)) + 1) * 127.5).round().to(torch.uint8))[0]
 
     return FeatureNetwork("inception", 2048, features)
 
