@@ -17,7 +17,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,6 @@ from omegaconf import OmegaConf  # noqa: E402
 import posterior_sample  # noqa: E402, F401 (registers the schema)
 from benchmarks.bench_settings import named  # noqa: E402
 from particledaps.diffusion import covariance  # noqa: E402
-from particledaps.particles.clean_estimate import measured_covariance  # noqa: E402
 from particledaps.priors.prior import Prior, Pullback  # noqa: E402
 from particledaps.runs.clock import PhaseClock  # noqa: E402
 from particledaps.runs.problems import Inputs  # noqa: E402
@@ -106,14 +104,12 @@ def run_once(settings: RunSettings) -> tuple[float, Counter[str]]:
     prior = build_prior(settings.model, settings.compat, settings.precision, settings.decode_batch, DEVICE)
     operator, loop = build_operator(settings.task), loop_settings(settings, prior.is_pixel)
     problem = Inputs(settings.data, settings.task, settings.seed, prior, operator, None).find("stop")[0].load()
-    if settings.sampler.mcmc.covariance == "measured":
-        pixels = settings.sampler.mcmc.space == "pixel"
-        loop = replace(loop, covariance=measured_covariance(prior, loop.path, pixels, DEVICE))
     shares = Shares()
     plan = build_plan(settings, shares.of(prior), problem.operator, loop, DEVICE)
     clock = PhaseClock(DEVICE)
     clock.enter(plan.phases[0])
-    sampler = LatentDAPS(plan.setup.prior, problem.operator, loop, plan.hooks(clock))
+    sampler = LatentDAPS(plan.setup.prior, problem.operator, plan.settings, plan.hooks(clock))
+    shares.seconds.clear()  # the plan may have measured a covariance
     started = time.process_time()
     with shares.over(PLACES):
         sampler.sample(problem.y, ParticleStreams(settings.seed, problem.image_id), range(settings.num_samples))
